@@ -1,0 +1,326 @@
+"""The published form of a model: a directory that is a SavedModel, a manifest and arrays.
+
+A version is immutable. Readers verify it and map it; nothing here ever writes into one. The names
+under ``arrays/`` are NANN's where NANN has one (interchange), see the contract in ``docs/artifact.md``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nann.engine.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32, Int, Int32, Int64
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Artifact",
+    "FileEntry",
+    "Manifest",
+    "TensorSpec",
+    "Verify",
+    "hash_files",
+    "read_manifest",
+    "verify_files",
+    "write_manifest",
+]
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+Verify = Literal["full", "fast"]
+IdType = Literal["int", "str"]
+_HASH_BLOCK_BYTES = 1 << 22
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class FileEntry(_Frozen):
+    """Size and content hash of one file of the version."""
+
+    sha256: str
+    bytes: int
+
+
+class TensorSpec(_Frozen):
+    """Shape without its leading batch axis, and dtype, of a tensor that crosses the model's seam."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Manifest(_Frozen):
+    """Everything a reader must know before it touches an array.
+
+    ``version`` is 0 until the artifact is published. ``profiles`` maps a profile name to the
+    `SearchParams` fields it sets; ``quality`` holds what ``nann evaluate`` measured.
+    """
+
+    format_version: int
+    model_name: str
+    version: int = 0
+    model_type: str
+    num_items: int
+    embedding_dim: int
+    history_length: int
+    input_dim: int
+    item_id_type: IdType
+    user_id_type: IdType
+    user_tensors: dict[str, TensorSpec]
+    item_tensors: dict[str, TensorSpec]
+    files: dict[str, FileEntry] = Field(default_factory=dict)
+    graph: dict[str, Any] = Field(default_factory=dict)
+    builder: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
+    data_hash: str = ""
+    code_version: str = ""
+    seeds: dict[str, int] = Field(default_factory=dict)
+    quality: dict[str, Any] = Field(default_factory=dict)
+    profiles: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_files(directory: Path) -> dict[str, FileEntry]:
+    """Size and sha256 of every file under ``directory`` but the manifest, by relative POSIX path."""
+    return {
+        path.relative_to(directory).as_posix(): FileEntry(sha256=_sha256(path), bytes=path.stat().st_size)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.relative_to(directory).as_posix() != MANIFEST_NAME
+    }
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json`` whole (temporary file, fsync, rename)."""
+    temporary = directory / (MANIFEST_NAME + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(directory / MANIFEST_NAME)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and check ``manifest.json``.
+
+    Raises:
+        ArtifactError: it is missing, not valid JSON, of another format version, or lacks a field.
+    """
+    path = directory / MANIFEST_NAME
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(str(path), expected="a published version's manifest", found="no file") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtifactError(str(path), expected="valid JSON", found=str(error)) from error
+    if not isinstance(raw, dict):
+        raise ArtifactError(str(path), expected="a JSON object", found=type(raw).__name__)
+    found = raw.get("format_version")
+    if found != FORMAT_VERSION:
+        raise ArtifactError(str(path), expected=f"format_version {FORMAT_VERSION}", found=repr(found))
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(str(path), expected=f"a valid field {where}", found=first["msg"]) from error
+
+
+def verify_files(directory: Path, manifest: Manifest, mode: Verify) -> None:
+    """Check the version's files against the manifest: sizes (``fast``), and hashes too (``full``).
+
+    Raises:
+        ArtifactError: names the first file that is missing, of another size or of another content.
+    """
+    for name, entry in manifest.files.items():
+        path = directory / name
+        if not path.resolve().is_relative_to(directory.resolve()):
+            raise ArtifactError(name, expected="a path inside the version", found="one outside it")
+        if not path.is_file():
+            raise ArtifactError(str(path), expected=f"a file of {entry.bytes} bytes", found="no file")
+        size = path.stat().st_size
+        if size != entry.bytes:
+            raise ArtifactError(str(path), expected=f"{entry.bytes} bytes", found=f"{size} bytes")
+        if mode == "full" and (digest := _sha256(path)) != entry.sha256:
+            raise ArtifactError(str(path), expected=f"sha256 {entry.sha256}", found=digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """One opened version: the manifest and its arrays, mapped read-only.
+
+    Axes: N items, D embedding_dim, U users; ``neighbors[level]`` is [N, degree] padded with -1 at
+    the end of a row. ``item_ids`` and ``history_ids`` are int64 arrays or lists of strings.
+    ``entry_points`` is NANN's own set (the policy `level` starts there), ``walk_entry_points`` the
+    same or, in a small corpus, that set filled up to 64 from the next lower level.
+    """
+
+    directory: Path
+    manifest: Manifest
+    item_ids: Int64[np.ndarray, " N"] | list[str]
+    item_weights: Float32[np.ndarray, " N"]
+    entry_points: Int32[np.ndarray, " E"]
+    walk_entry_points: Int32[np.ndarray, " W"]
+    start_points: Int32[np.ndarray, " S"]
+    neighbors: tuple[Int32[np.ndarray, "N degree"], ...]
+    item_state: Mapping[str, np.ndarray]
+    history_ids: Int64[np.ndarray, " U"] | list[str]
+    history_row_splits: Int64[np.ndarray, " U+1"]
+    history_items: Int32[np.ndarray, " events"]
+
+    @property
+    def num_items(self) -> int:
+        return self.manifest.num_items
+
+    @property
+    def items_parquet(self) -> Path | None:
+        path = self.directory / "arrays" / "items.parquet"
+        return path if path.is_file() else None
+
+    @classmethod
+    def open(cls, directory: Path, *, verify: Verify = "full") -> Artifact:
+        """Verify and map a version.
+
+        Raises:
+            ArtifactError: a file is missing, damaged, truncated, or disagrees with the manifest.
+        """
+        manifest = read_manifest(directory)
+        verify_files(directory, manifest, verify)
+        read = _ArrayReader(directory / "arrays", manifest.num_items, full=verify == "full")
+        n = manifest.num_items
+        item_ids = read.ids("item_ids.npy", "item_id_strings.parquet", "item_id", manifest.item_id_type, n)
+        entry_points = read.indices("enter_points.npy")
+        extended = read.path("walk_entry_points.npy").is_file()
+        history_ids = read.ids(
+            "history_ids.npy", "history_id_strings.parquet", "user_id", manifest.user_id_type, None
+        )
+        splits = read.array("history_row_splits.npy", np.int64, (len(history_ids) + 1,))
+        history_items = read.indices("history_items.npy")
+        if (splits[0], splits[-1]) != (0, len(history_items)) or bool(np.any(np.diff(splits) < 0)):
+            raise ArtifactError(
+                str(read.path("history_row_splits.npy")),
+                expected=f"non-decreasing offsets from 0 to {len(history_items)}",
+                found=f"{splits[0]} to {splits[-1]}",
+            )
+        return cls(
+            directory=directory,
+            manifest=manifest,
+            item_ids=item_ids,
+            item_weights=read.array("item_weights.npy", np.float32, (n,)),
+            entry_points=entry_points,
+            walk_entry_points=read.indices("walk_entry_points.npy") if extended else entry_points,
+            start_points=read.indices("start_points.npy"),
+            neighbors=tuple(read.neighbors(f"neighbors_level_{level}.npy") for level in (0, 1)),
+            item_state={
+                name: read.array(f"item_state_{name}.npy", np.dtype(spec.dtype), (n, *spec.shape))
+                for name, spec in manifest.item_tensors.items()
+            },
+            history_ids=history_ids,
+            history_row_splits=splits,
+            history_items=history_items,
+        )
+
+
+class _ArrayReader:
+    """Maps the arrays of one version and checks each against what the manifest promises."""
+
+    def __init__(self, directory: Path, num_items: int, *, full: bool) -> None:
+        self._directory = directory
+        self._num_items = num_items
+        self._full = full
+
+    def path(self, name: str) -> Path:
+        return self._directory / name
+
+    def array(self, name: str, dtype: Any, shape: tuple[int | None, ...]) -> Any:
+        path = self.path(name)
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            raise ArtifactError(str(path), expected="an array", found="no file") from None
+        except (OSError, ValueError, EOFError) as error:
+            raise ArtifactError(str(path), expected="a NumPy array file", found=str(error)) from error
+        wanted = " × ".join("any" if axis is None else str(axis) for axis in shape)
+        if array.dtype != np.dtype(dtype) or not _fits(array.shape, shape):
+            raise ArtifactError(
+                str(path),
+                expected=f"{np.dtype(dtype).name} [{wanted}]",
+                found=f"{array.dtype.name} {list(array.shape)}",
+            )
+        return array
+
+    def indices(self, name: str) -> Int32[np.ndarray, " n"]:
+        """Item indices of either integer width (NANN writes int64), as int32, every one a row."""
+        path = self.path(name)
+        try:
+            dtype = np.load(path, mmap_mode="r", allow_pickle=False).dtype
+        except (OSError, ValueError, EOFError):
+            dtype = np.dtype(np.int64)  # `array` reports what is wrong with the file
+        array = self.array(name, dtype if dtype in (np.int32, np.int64) else np.int64, (None,))
+        if array.size and not (array.min() >= 0 and array.max() < self._num_items):
+            self._out_of_range(path, array, lowest=0)
+        return np.ascontiguousarray(array, dtype=np.int32)
+
+    def neighbors(self, name: str) -> Int32[np.ndarray, "N degree"]:
+        array = self.array(name, np.int32, (self._num_items, None))
+        # Walking an out-of-range neighbour would read foreign memory, so this scan is worth its time;
+        # "fast" trusts the sizes, as it says.
+        if self._full and array.size and not (array.min() >= -1 and array.max() < self._num_items):
+            self._out_of_range(self.path(name), array, lowest=-1)
+        return array  # type: ignore[no-any-return]
+
+    def ids(self, ints: str, strings: str, column: str, id_type: IdType, count: int | None) -> Any:
+        if id_type == "int":
+            array = self.array(ints, np.int64, (count,))
+            ordered = bool(np.all(array[1:] > array[:-1]))
+            path = self.path(ints)
+        else:
+            import polars as pl
+
+            path = self.path(strings)
+            try:
+                array = pl.read_parquet(path, columns=[column])[column].to_list()
+            except (OSError, pl.exceptions.PolarsError) as error:
+                raise ArtifactError(
+                    str(path), expected=f"a Parquet column {column}", found=str(error)
+                ) from error
+            if count is not None and len(array) != count:
+                raise ArtifactError(str(path), expected=f"{count} ids", found=f"{len(array)} ids")
+            ordered = _strictly_ascending(array)
+        if not ordered:
+            raise ArtifactError(str(path), expected="unique ids in ascending order", found="another order")
+        return array
+
+    def _out_of_range(self, path: Path, array: Int[np.ndarray, "..."], *, lowest: int) -> None:
+        raise ArtifactError(
+            str(path),
+            expected=f"item indices from {lowest} to {self._num_items - 1}",
+            found=f"{array.min()} to {array.max()}",
+        )
+
+
+def _fits(found: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(found) == len(wanted) and all(w is None or f == w for f, w in zip(found, wanted, strict=True))
+
+
+def _strictly_ascending(strings: Iterable[str]) -> bool:
+    encoded = [text.encode() for text in strings]
+    return all(a < b for a, b in itertools.pairwise(encoded))

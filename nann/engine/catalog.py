@@ -1,0 +1,102 @@
+"""Item ids, user histories and attributes of one artifact: everything that turns ids into rows and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nann.engine.artifacts import Artifact
+from nann.engine.types import ItemId, UserId
+
+if TYPE_CHECKING:
+    import polars as pl
+    from jaxtyping import Int32, Int64
+
+__all__ = ["Catalog"]
+
+_INT64_MAX = 2**63 - 1
+
+
+class _Index:
+    """Positions of ids in an ascending int64 array, or in a list of strings."""
+
+    def __init__(self, ids: Int64[np.ndarray, " n"] | list[str]) -> None:
+        self._array = None if isinstance(ids, list) else ids
+        self._positions = {name: i for i, name in enumerate(ids)} if isinstance(ids, list) else {}
+
+    def find(self, ids: Sequence[ItemId]) -> Int32[np.ndarray, " n"]:
+        """The position of each id, -1 for an unknown one. An id of the other type is unknown."""
+        if self._array is None:
+            found = [self._positions.get(name, -1) if isinstance(name, str) else -1 for name in ids]
+            return np.array(found, dtype=np.int32)
+        wanted = np.array(
+            [i if isinstance(i, int) and abs(i) <= _INT64_MAX else -_INT64_MAX for i in ids], dtype=np.int64
+        )
+        at = np.minimum(np.searchsorted(self._array, wanted), self._array.size - 1)
+        return np.where(self._array[at] == wanted, at, -1).astype(np.int32) if self._array.size else at - 1
+
+
+class Catalog:
+    """Names of one artifact's items and users, and what is known of them."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self._artifact = artifact
+        self._items = _Index(artifact.item_ids)
+        self._users = _Index(artifact.history_ids)
+
+    def item_index(self, item_ids: Sequence[ItemId]) -> Int32[np.ndarray, " n"]:
+        """Row of each item id, -1 where unknown."""
+        return self._items.find(item_ids) if len(item_ids) else np.empty(0, dtype=np.int32)
+
+    def item_ids(self, item_index: Int32[np.ndarray, " n"]) -> list[ItemId]:
+        ids = self._artifact.item_ids
+        if isinstance(ids, list):
+            return [ids[i] for i in item_index]
+        return ids[item_index].tolist()  # type: ignore[no-any-return]
+
+    def user_history(self, user_id: UserId) -> tuple[ItemId, ...] | None:
+        """The items of a user at training time, oldest first; None for a user not in the artifact."""
+        row = int(self._users.find([user_id])[0])
+        if row < 0:
+            return None
+        splits = self._artifact.history_row_splits
+        return tuple(self.item_ids(self._artifact.history_items[splits[row] : splits[row + 1]]))
+
+    @cached_property
+    def by_popularity(self) -> Int32[np.ndarray, " N"]:
+        """Every item, most popular first; equal shares by item index."""
+        return np.argsort(-self._artifact.item_weights, kind="stable").astype(np.int32)
+
+    @cached_property
+    def table(self) -> pl.DataFrame | None:
+        """``items.parquet`` in item order, or None when the artifact has none.
+
+        Raises:
+            ArtifactError: it cannot be read, or has another number of rows.
+        """
+        import polars as pl
+
+        from nann.engine.errors import ArtifactError
+
+        path = self._artifact.items_parquet
+        if path is None:
+            return None
+        try:
+            table = pl.read_parquet(path)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise ArtifactError(str(path), expected="a Parquet file", found=str(error)) from error
+        if table.height != self._artifact.num_items:
+            raise ArtifactError(
+                str(path), expected=f"{self._artifact.num_items} rows", found=f"{table.height} rows"
+            )
+        return table.drop("item_id", strict=False)
+
+    def attributes(self, item_index: Int32[np.ndarray, " n"]) -> list[Mapping[str, Any]]:
+        """What is known of each item by column name, without the columns that are null for it."""
+        if self.table is None or not self.table.width:
+            return [{} for _ in item_index]
+        rows = self.table[item_index.tolist()].to_dicts()
+        return [{name: value for name, value in row.items() if value is not None} for row in rows]

@@ -1,0 +1,248 @@
+"""The CPU backend's inner loops, compiled by numba. Each is a plain loop over queries and releases the GIL.
+
+Keys: ``pack`` maps (score, item_index) to an unsigned 64-bit integer so that a smaller key ranks
+first: the upper half is the score's bit pattern made monotone and inverted (IEEE 754 floats order
+like sign-magnitude integers), the lower half the item index.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numba
+import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float32, Int32, Int64, UInt8, UInt64
+
+__all__ = ["admit", "expand", "forget", "gather_rows", "merge", "pack", "seed", "select", "unpack"]
+
+_SIGN = np.uint32(0x80000000)
+_ALL = np.uint32(0xFFFFFFFF)
+_LOW32 = np.uint64(0xFFFFFFFF)
+_32 = np.uint64(32)
+_6 = np.uint64(6)
+_63 = np.uint64(63)
+_1 = np.uint64(1)
+
+
+def pack(scores: Float32[np.ndarray, " n"], item_index: Int32[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
+    """Keys of finite ``scores``; ascending keys = score descending, then item_index ascending."""
+    bits = (scores.astype(np.float32) + np.float32(0.0)).view(np.uint32)  # + 0.0 makes -0.0 equal 0.0
+    monotone = np.where(bits & _SIGN, ~bits, bits | _SIGN)
+    return ((_ALL - monotone).astype(np.uint64) << _32) | item_index.astype(np.uint64)
+
+
+def unpack(
+    keys: UInt64[np.ndarray, " n"],
+) -> tuple[Int32[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
+    """The item indices and scores of ``keys``: the inverse of `pack`."""
+    monotone = _ALL - (keys >> _32).astype(np.uint32)
+    bits = np.where(monotone & _SIGN, monotone & ~_SIGN, ~monotone)
+    return (keys & _LOW32).astype(np.int32), bits.astype(np.uint32).view(np.float32)
+
+
+@numba.njit(nogil=True, cache=True)
+def _test_and_set(bitmap: UInt64[np.ndarray, " words"], index: int) -> bool:
+    word = np.uint64(index) >> _6
+    bit = _1 << (np.uint64(index) & _63)
+    if bitmap[word] & bit:
+        return True
+    bitmap[word] |= bit
+    return False
+
+
+@numba.njit(nogil=True, cache=True)
+def seed(
+    visited: UInt64[np.ndarray, "batch words"],
+    rows: Int32[np.ndarray, " total"],
+    splits: Int32[np.ndarray, " batch+1"],
+    out: Int32[np.ndarray, " capacity"],
+    out_splits: Int32[np.ndarray, " batch+1"],
+) -> None:
+    """Visit the given rows; keep the first sight of each."""
+    n = 0
+    out_splits[0] = 0
+    for b in range(splits.size - 1):
+        for j in range(splits[b], splits[b + 1]):
+            if rows[j] >= 0 and not _test_and_set(visited[b], rows[j]):
+                out[n] = rows[j]
+                n += 1
+        out_splits[b + 1] = n
+
+
+@numba.njit(nogil=True, cache=True)
+def expand(
+    visited: UInt64[np.ndarray, "batch words"],
+    neighbors: Int32[np.ndarray, "N degree"],
+    frontier: Int32[np.ndarray, "batch width"],
+    count: Int32[np.ndarray, " batch"],
+    out: Int32[np.ndarray, " capacity"],
+    out_splits: Int32[np.ndarray, " batch+1"],
+) -> None:
+    """Unvisited neighbours of each query's frontier, in frontier then neighbour order, visited now."""
+    n = 0
+    out_splits[0] = 0
+    for b in range(count.size):
+        for j in range(count[b]):
+            row = neighbors[frontier[b, j]]
+            for item in row:
+                if item < 0:  # rows are padded at their end
+                    break
+                if not _test_and_set(visited[b], item):
+                    out[n] = item
+                    n += 1
+        out_splits[b + 1] = n
+
+
+@numba.njit(nogil=True, cache=True)
+def forget(
+    visited: UInt64[np.ndarray, "batch words"],
+    keys: UInt64[np.ndarray, "batch capacity"],
+    expanded: UInt8[np.ndarray, "batch capacity"],
+    size: Int32[np.ndarray, " batch"],
+) -> None:
+    """Only the pool counts as visited, and none of it as expanded."""
+    for b in range(size.size):
+        visited[b, :] = np.uint64(0)
+        for j in range(size[b]):
+            _test_and_set(visited[b], np.int64(keys[b, j] & _LOW32))
+            expanded[b, j] = 0
+
+
+@numba.njit(nogil=True, cache=True)
+def _collect(
+    scores: Float32[np.ndarray, " n"],
+    item_index: Int32[np.ndarray, " n"],
+    allowed: Bool[np.ndarray, " n"],
+    worst: np.uint64,
+    out: UInt64[np.ndarray, " n"],
+) -> tuple[int, int]:
+    """Keys below ``worst`` of finite, allowed scores; returns how many, and how many were not finite."""
+    n = 0
+    nonfinite = 0
+    bits_of = scores.view(np.uint32)
+    for j in range(scores.size):
+        if not np.isfinite(scores[j]):
+            nonfinite += 1
+            continue
+        if allowed.size and not allowed[j]:
+            continue
+        bits = bits_of[j]
+        if bits == _SIGN:  # -0.0 ranks as 0.0
+            bits = np.uint32(0)
+        monotone = (_ALL ^ bits) if bits & _SIGN else (bits | _SIGN)
+        key = (np.uint64(_ALL - monotone) << _32) | np.uint64(item_index[j])
+        if key < worst:
+            out[n] = key
+            n += 1
+    return n, nonfinite
+
+
+@numba.njit(nogil=True, cache=True)
+def merge(
+    keys: UInt64[np.ndarray, "batch allocated"],
+    expanded: UInt8[np.ndarray, "batch allocated"],
+    size: Int32[np.ndarray, " batch"],
+    item_index: Int32[np.ndarray, " total"],
+    row_splits: Int32[np.ndarray, " batch+1"],
+    scores: Float32[np.ndarray, " total"],
+    allowed: Bool[np.ndarray, " total_or_0"],
+    keep: int,
+    capacity: int,
+    nonfinite: Int64[np.ndarray, " batch"],
+    new_keys: UInt64[np.ndarray, " scratch"],
+    old_keys: UInt64[np.ndarray, " allocated"],
+    old_expanded: UInt8[np.ndarray, " allocated"],
+) -> None:
+    """Per query: pool = the best ``capacity`` of pool ∪ (the best ``keep`` allowed new ones).
+
+    ``allowed`` of size 0 allows all. Node identity needs no check: a candidate is new by construction.
+    """
+    for b in range(size.size):
+        start, stop = row_splits[b], row_splits[b + 1]
+        size[b] = min(size[b], capacity)  # `level` may narrow the pool from one stage to the next
+        if start == stop:
+            continue
+        worst = keys[b, capacity - 1] if size[b] >= capacity else ~np.uint64(0)
+        found, bad = _collect(
+            scores[start:stop],
+            item_index[start:stop],
+            allowed[start:stop] if allowed.size else allowed,
+            worst,
+            new_keys,
+        )
+        nonfinite[b] += bad
+        if found == 0:
+            continue
+        fresh = new_keys[:found]
+        fresh.sort()
+        found = min(found, keep)
+        n_old = size[b]
+        old_keys[:n_old] = keys[b, :n_old]
+        old_expanded[:n_old] = expanded[b, :n_old]
+        total = min(capacity, n_old + found)
+        i = j = 0
+        for o in range(total):
+            if j >= found or (i < n_old and old_keys[i] < fresh[j]):
+                keys[b, o] = old_keys[i]
+                expanded[b, o] = old_expanded[i]
+                i += 1
+            else:
+                keys[b, o] = fresh[j]
+                expanded[b, o] = 0
+                j += 1
+        size[b] = total
+
+
+@numba.njit(nogil=True, cache=True)
+def select(
+    keys: UInt64[np.ndarray, "batch allocated"],
+    expanded: UInt8[np.ndarray, "batch allocated"],
+    size: Int32[np.ndarray, " batch"],
+    width: int,
+    frontier: Int32[np.ndarray, "batch width"],
+    count: Int32[np.ndarray, " batch"],
+) -> None:
+    """The ``width`` best nodes of each pool not expanded yet, marked as expanded."""
+    for b in range(size.size):
+        n = 0
+        for j in range(size[b]):
+            if n == width:
+                break
+            if not expanded[b, j]:
+                expanded[b, j] = 1
+                frontier[b, n] = np.int32(keys[b, j] & _LOW32)
+                n += 1
+        count[b] = n
+
+
+@numba.njit(nogil=True, cache=True)
+def admit(
+    item_index: Int32[np.ndarray, " n"],
+    mask: Bool[np.ndarray, " N_or_0"],
+    excluded: Int32[np.ndarray, " n_excluded"],
+    out: Bool[np.ndarray, " n"],
+) -> None:
+    """Whether each item may be returned: allowed by ``mask`` (size 0 = all) and not in ``excluded``."""
+    for j in range(item_index.size):
+        item = item_index[j]
+        allowed = mask.size == 0 or mask[item]
+        if allowed and excluded.size:
+            at = np.searchsorted(excluded, item)
+            allowed = not (at < excluded.size and excluded[at] == item)
+        out[j] = allowed
+
+
+@numba.njit(nogil=True, cache=True)
+def gather_rows(
+    table: UInt64[np.ndarray, "N words"],
+    item_index: Int32[np.ndarray, " n"],
+    out: UInt64[np.ndarray, "rows words"],
+    first: int,
+) -> None:
+    """``out[first + j] = table[item_index[j]]``; rows are moved as 64-bit words whatever their dtype."""
+    for j in range(item_index.size):
+        source = item_index[j]
+        for w in range(table.shape[1]):
+            out[first + j, w] = table[source, w]

@@ -1,0 +1,396 @@
+"""One loaded version, ready to answer: checks queries, runs them on lanes, gives values back.
+
+A lane is a thread's worth of scratch memory. The engine starts no thread, does no waiting and no
+IO after `load`; who calls `search` with which lane is the caller's affair (one thread at a time).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nann.engine.artifacts import Artifact, Manifest, Verify
+from nann.engine.backend import Admission
+from nann.engine.catalog import Catalog
+from nann.engine.cpu.backend import CpuBackend
+from nann.engine.errors import InvalidQuery, Unsupported
+from nann.engine.filters import FilterCache
+from nann.engine.retrievers.exhaustive import ExhaustiveRetriever
+from nann.engine.retrievers.hnsw import HnswRetriever
+from nann.engine.retrievers.retriever import Answer, PreparedQuery, Retriever, silent
+from nann.engine.types import Hits, ItemId, Note, Query, SearchParams, UserId
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float32, Int32
+
+    from nann.engine.scoring.scorer import Scorer
+
+__all__ = ["DEFAULT_PROFILES", "PreparedQuery", "SearchEngine", "WarmUp"]
+
+# Measured on Brunch, docs/results.md: best_first scores about nine items for each place in its pool.
+SCORED_PER_EF = 9
+# Below this share of admissible items the pool is widened, so that it still holds enough of them.
+_FULL_POOL_SHARE = 0.7
+_MAX_LEVEL_TOPN = 65536
+
+DEFAULT_PROFILES: Mapping[str, Mapping[str, Any]] = {
+    "fast": {"policy": "best_first", "ef": 200, "beam_width": 64},
+    "balanced": {"policy": "best_first", "ef": 400, "beam_width": 64},
+    "exact": {"policy": "exhaustive"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUp:
+    """What warming up took: seconds, and programs compiled or loaded from XLA's cache."""
+
+    seconds: float
+    n_programs: int
+
+
+class SearchEngine:
+    """Answers queries over one artifact. See the module docstring for who may call what when."""
+
+    def __init__(
+        self, artifact: Artifact, scorer: Scorer, *, lanes: int, max_batch: int, max_k: int = 1000
+    ) -> None:
+        if lanes < 1 or max_batch < 1 or max_k < 1:
+            raise ValueError("lanes, max_batch and max_k must be at least 1")
+        self.manifest: Manifest = artifact.manifest
+        self.n_lanes = lanes
+        self.max_batch = max_batch
+        self.max_k = max_k
+        self._artifact = artifact
+        self._scorer = scorer
+        self._catalog = Catalog(artifact)
+        self._filters = FilterCache(self._catalog.table)
+        backends = [
+            CpuBackend(
+                num_items=artifact.num_items,
+                neighbors=artifact.neighbors,
+                item_state=artifact.item_state,
+                max_batch=max_batch,
+                max_pairs=scorer.grid.max_rows,
+            )
+            for _ in range(lanes)
+        ]
+        self._lanes: list[Mapping[str, Retriever]] = [
+            {
+                "hnsw": HnswRetriever(backend, scorer, num_items=artifact.num_items),
+                "exhaustive": ExhaustiveRetriever(backend, scorer, num_items=artifact.num_items),
+            }
+            for backend in backends
+        ]
+
+    @classmethod
+    def load(
+        cls,
+        version_dir: Path,
+        *,
+        device: str = "cpu",
+        lanes: int = 2,
+        max_batch: int = 16,
+        verify: Verify = "full",
+        xla_cache_dir: Path | None = None,
+        max_k: int = 1000,
+        intra_op_threads: int | None = None,
+    ) -> SearchEngine:
+        """Verify, map and load a version. `warm_up` must run before the first `search`.
+
+        Raises:
+            ArtifactError: the version is damaged; names the file, what was expected and what was found.
+            Unsupported: the device is not one this build has.
+        """
+        if device != "cpu":
+            raise Unsupported(f"device {device!r}: this build searches on the CPU only; use --device cpu")
+        from nann.engine.scoring.tensorflow_scorer import TensorFlowScorer
+
+        artifact = Artifact.open(version_dir, verify=verify)
+        scorer = TensorFlowScorer(
+            version_dir,
+            artifact.manifest,
+            max_batch=max_batch,
+            xla_cache_dir=xla_cache_dir,
+            intra_op_threads=intra_op_threads,
+        )
+        return cls(artifact, scorer, lanes=lanes, max_batch=max_batch, max_k=max_k)
+
+    @property
+    def n_compilations(self) -> int:
+        return self._scorer.n_compilations
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the mapped tables that every lane shares."""
+        tables = (*self._artifact.neighbors, *self._artifact.item_state.values())
+        return sum(table.nbytes for table in tables)
+
+    @property
+    def profiles(self) -> Mapping[str, Mapping[str, Any]]:
+        """Search parameters by profile name: the artifact's own over the defaults."""
+        return {**DEFAULT_PROFILES, **self.manifest.profiles}
+
+    def warm_up(self) -> WarmUp:
+        """Compile every program, then run every kind of search on every lane, so that no request does.
+
+        Raises:
+            BackendError: a program failed, or a score was not finite.
+        """
+        started = time.perf_counter()
+        self._scorer.warm_up()
+        for lane in range(self.n_lanes):
+            for batch in self._warm_up_batches():
+                self.search(batch, lane)
+        return WarmUp(time.perf_counter() - started, self._scorer.n_compilations)
+
+    def check(self, query: Query) -> PreparedQuery:
+        """Resolve a query's ids and check it against this model; touches no lane.
+
+        Raises:
+            InvalidQuery: names the field that is wrong.
+            Unsupported: comm_seq for a model that has no such encoder.
+        """
+        if not 1 <= query.k <= self.max_k:
+            raise InvalidQuery(f"k must be between 1 and {self.max_k}, not {query.k}")
+        _check_params(query.params)
+        if (query.history is None) == (query.comm_seq is None):
+            raise InvalidQuery("exactly one of history and comm_seq must be given")
+        notes: list[Note] = []
+        history, starts, known = self._user_side(query, notes)
+        comm_seq = None if query.comm_seq is None else self._comm_seq(query.comm_seq)
+        admission = self._admission(query, notes)
+        params, retriever, cost = self._plan(query, admission, notes)
+        if params.policy == "level":
+            starts = self._artifact.entry_points
+        return PreparedQuery(
+            k=query.k,
+            params=params,
+            retriever=retriever,
+            history=history,
+            comm_seq=comm_seq,
+            known_history=known,
+            starts=starts,
+            admission=admission,
+            cost=cost,
+            notes=tuple(notes),
+            with_attributes=query.with_attributes,
+        )
+
+    def search(
+        self,
+        batch: Sequence[PreparedQuery],
+        lane: int,
+        probe: Callable[[str], None] | None = None,
+    ) -> list[Hits]:
+        """Answer a batch of queries of equal `compat`, in their order.
+
+        ``probe(phase)`` is called as each phase ends: encode, expand, gather, score, merge, results.
+
+        Raises:
+            BackendError: the model or device failed; no query of the batch has an answer.
+        """
+        if not 1 <= len(batch) <= self.max_batch or len({query.compat for query in batch}) != 1:
+            raise ValueError(f"a batch holds 1 to {self.max_batch} queries of one compat")
+        answers = self._lanes[lane][batch[0].retriever].search(batch, probe or silent)
+        hits = [self._hits(query, answer) for query, answer in zip(batch, answers, strict=True)]
+        if probe is not None:
+            probe("results")
+        return hits
+
+    def popular(self, query: Query) -> Hits:
+        """The most popular admissible items, scored by their share of all behaviours; no model runs.
+
+        Raises:
+            InvalidQuery: k or a filter is wrong.
+        """
+        if not 1 <= query.k <= self.max_k:
+            raise InvalidQuery(f"k must be between 1 and {self.max_k}, not {query.k}")
+        notes: list[Note] = []
+        admission = self._admission(query, notes)
+        items = self._catalog.by_popularity
+        if admission is not None:
+            allowed = np.ones(items.size, np.bool_) if admission.mask is None else admission.mask.copy()
+            allowed[admission.excluded] = False
+            items = items[allowed[items]]
+        items = items[: query.k]
+        notes.append(Note("popular_fallback", "popular items, scored by their share of all behaviours"))
+        return Hits(
+            item_ids=self._catalog.item_ids(items),
+            scores=self._artifact.item_weights[items].tolist(),
+            n_scored=0,
+            steps=0,
+            notes=tuple(notes),
+            attributes=self._catalog.attributes(items) if query.with_attributes else None,
+        )
+
+    def user_history(self, user_id: UserId) -> tuple[ItemId, ...] | None:
+        """The artifact's own history of a user, oldest first; None for a user it does not know."""
+        return self._catalog.user_history(user_id)
+
+    def item_attributes(self, item_id: ItemId) -> Mapping[str, Any] | None:
+        """What the artifact knows of an item; None for an item it does not have."""
+        row = self._catalog.item_index([item_id])
+        return None if row[0] < 0 else self._catalog.attributes(row)[0]
+
+    def close(self) -> None:
+        """Give the lanes' memory back; the mapped files go with the last reference to them."""
+        self._lanes = []
+
+    # -- checking ------------------------------------------------------------------------------
+
+    def _user_side(
+        self, query: Query, notes: list[Note]
+    ) -> tuple[Int32[np.ndarray, " length"] | None, Int32[np.ndarray, " n"], int | None]:
+        """The encoded window, the starting nodes and the number of known history items."""
+        artifact = self._artifact
+        if query.history is None:
+            starts = artifact.start_points if artifact.start_points.size else artifact.walk_entry_points
+            return None, starts, None
+        known = self._known(query.history, "history", query.strict, notes)
+        length = self.manifest.history_length
+        newest = known[-length:]
+        history = np.full(length, -1, dtype=np.int32)
+        history[: newest.size] = newest
+        if not newest.size:
+            notes.append(Note("empty_history", "no known item in the history"))
+        starts = np.concatenate([newest, artifact.start_points])
+        return history, starts if starts.size else artifact.walk_entry_points, int(known.size)
+
+    def _comm_seq(self, comm_seq: np.ndarray) -> Float32[np.ndarray, " width"]:
+        width = self.manifest.history_length * self.manifest.input_dim
+        if comm_seq.shape != (width,):
+            raise InvalidQuery(f"comm_seq must hold {width} numbers, not {list(comm_seq.shape)}")
+        if not np.isfinite(comm_seq).all():
+            raise InvalidQuery("comm_seq holds a NaN or an infinity")
+        if "encode_user_comm_seq" not in self.manifest.builder.get("signatures", ["encode_user_comm_seq"]):
+            raise Unsupported("this model cannot be queried by comm_seq")
+        return comm_seq.astype(np.float32)
+
+    def _known(
+        self, item_ids: Sequence[ItemId], name: str, strict: bool, notes: list[Note]
+    ) -> Int32[np.ndarray, " n"]:
+        index = self._catalog.item_index(item_ids)
+        known = index[index >= 0]
+        if unknown := index.size - known.size:
+            if strict:
+                first = next(item for item, row in zip(item_ids, index, strict=True) if row < 0)
+                raise InvalidQuery(f"{name}: {unknown} unknown item ids, the first is {first!r}")
+            notes.append(Note(f"unknown_{name}_items", f"{name}: unknown item ids were skipped", unknown))
+        return known
+
+    def _admission(self, query: Query, notes: list[Note]) -> Admission | None:
+        excluded = np.concatenate(
+            [
+                self._known(query.exclude, "exclude", query.strict, notes),
+                self._known(query.seen, "seen", False, []),
+            ]
+        )
+        mask: Bool[np.ndarray, " N"] | None = None
+        if query.filter is not None:
+            mask = self._filters.mask(query.filter)
+        if query.include is not None:
+            included = np.zeros(self._artifact.num_items, dtype=np.bool_)
+            included[self._known(query.include, "include", query.strict, notes)] = True
+            mask = included if mask is None else mask & included
+        if mask is None and not excluded.size:
+            return None
+        excluded = np.unique(excluded)
+        total = self._artifact.num_items if mask is None else int(mask.sum())
+        removed = excluded.size if mask is None else int(mask[excluded].sum())
+        return Admission(mask, excluded, total - removed)
+
+    def _plan(
+        self, query: Query, admission: Admission | None, notes: list[Note]
+    ) -> tuple[SearchParams, Any, int]:
+        """The parameters that will run, which retriever runs them, and the items it will about score."""
+        params, num_items = query.params, self._artifact.num_items
+        admissible = num_items if admission is None else admission.count
+        if params.policy == "exhaustive":
+            return SearchParams(policy="exhaustive"), "exhaustive", admissible
+        if params.policy == "level":
+            if query.k > params.level_topn[5]:
+                raise InvalidQuery(f"k is {query.k}, more than level_topn[5] = {params.level_topn[5]}")
+            degree = self._artifact.neighbors[0].shape[1]
+            level_cost = self._artifact.entry_points.size + sum(params.level_topn[1:4]) * degree // 2
+            return (
+                replace(SearchParams(policy="level"), level_topn=params.level_topn),
+                "hnsw",
+                min(level_cost, num_items),
+            )
+        ef = max(params.ef, query.k)
+        if admission is not None:
+            # Excluded items may all be among the best, so the pool must have room beside them. Whole
+            # multiples of ef keep queries with different exclusions in one batch.
+            ef *= math.ceil((query.k + admission.excluded.size) / ef)
+            share = admissible / num_items
+            while share < _FULL_POOL_SHARE and ef < num_items:
+                share, ef = 2 * share, 2 * ef
+        ef = min(ef, max(num_items, 1))
+        if admission is not None and admissible <= SCORED_PER_EF * ef:
+            text = "few items are admissible, so all of them were scored"
+            notes.append(Note("scored_all_admissible", text, admissible))
+            return SearchParams(policy="exhaustive"), "exhaustive", admissible
+        walked = replace(params, ef=ef, beam_width=min(params.beam_width, ef), level_topn=())
+        return walked, "hnsw", min(SCORED_PER_EF * ef, num_items)
+
+    # -- results -------------------------------------------------------------------------------
+
+    def _hits(self, query: PreparedQuery, answer: Answer) -> Hits:
+        notes = list(query.notes)
+        if answer.remainder_scored:
+            text = "the walk ended with too few items, so the rest was scored"
+            notes.append(Note("remainder_scored", text, answer.remainder_scored))
+        if answer.nonfinite:
+            notes.append(Note("nonfinite_scores", "NaN or infinite scores do not rank", answer.nonfinite))
+        return Hits(
+            item_ids=self._catalog.item_ids(answer.item_index),
+            scores=answer.score.tolist(),
+            n_scored=sum(answer.scored_per_step) + answer.remainder_scored,
+            steps=len(answer.scored_per_step),
+            notes=tuple(notes),
+            attributes=self._catalog.attributes(answer.item_index) if query.with_attributes else None,
+            explain={
+                "retriever": query.retriever,
+                "policy": query.params.policy,
+                "ef": query.params.ef if query.params.policy == "best_first" else None,
+                "scored_per_step": list(answer.scored_per_step),
+            },
+        )
+
+    def _warm_up_batches(self) -> list[list[PreparedQuery]]:
+        some = self._catalog.item_ids(self._catalog.by_popularity[: self.manifest.history_length])
+        topn = (8, 8, 8, 8, 8, 8)
+        batches = []
+        for params in (SearchParams(), SearchParams(policy="level", level_topn=topn)):
+            for exclude in ((), some[:1]):
+                queries = [
+                    self.check(Query(k=8, params=params, history=some[: n + 1], exclude=exclude))
+                    for n in range(2)
+                ]
+                walked = [q for q in queries if q.retriever == "hnsw"]
+                batches += [[q] for q in queries[:1]] + ([walked] if len(walked) <= self.max_batch else [])
+        include = self.check(Query(k=8, params=SearchParams(), history=some, include=some))
+        return [batch for batch in [*batches, [include]] if batch]
+
+
+def _check_params(params: SearchParams) -> None:
+    if params.policy == "level":
+        topn = params.level_topn
+        if len(topn) != 6 or any(not 1 <= t <= _MAX_LEVEL_TOPN for t in topn):
+            raise InvalidQuery(
+                f"level_topn must be six numbers from 1 to {_MAX_LEVEL_TOPN}, not {list(topn)}"
+            )
+    elif params.policy == "best_first":
+        for name in ("ef", "beam_width", "max_steps"):
+            if getattr(params, name) < 1:
+                raise InvalidQuery(f"{name} must be at least 1, not {getattr(params, name)}")
+        if params.level_topn:
+            raise InvalidQuery("level_topn belongs to the policy 'level'")
+    elif params.policy != "exhaustive":
+        raise InvalidQuery(f"unknown policy {params.policy!r}; known: best_first, level, exhaustive")
