@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "PreparedQuery", "Retriever", "silent"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # compared by identity: it holds arrays
 class PreparedQuery:
     """A checked query with every id resolved. Opaque outside the engine but for `compat`, `cost`,
     `known_history` and `notes`.

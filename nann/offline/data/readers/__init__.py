@@ -1,0 +1,1 @@
+"""One file per input format; each returns `Interactions` and counts its bad rows."""

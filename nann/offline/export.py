@@ -1,0 +1,99 @@
+"""`nann export`: a run's artifact to the next version of a model repository."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from nann.engine.artifacts import Artifact, read_manifest, write_manifest
+from nann.offline.staging import copy_file
+
+__all__ = ["export", "published_versions"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def export(run_dir: Path, repository: Path, name: str = "nann", version: int | None = None) -> Path:
+    """Publish ``run_dir/index`` as ``repository/name/version`` and return that path.
+
+    The default version is one above the highest published. ``quality.json`` and ``profiles.json`` of
+    the run, where present, go into the manifest. The files are copied (a link would let a later run
+    change a published version), read back and checked against the hashes taken when the index was
+    built, and appear under their final name whole or not at all.
+
+    Raises:
+        FileNotFoundError: the run has no index.
+        FileExistsError: that version is published already.
+        ArtifactError: the run's artifact is damaged or incomplete.
+        ValueError: the name or the version is not usable.
+    """
+    index = run_dir / "index"
+    if not (index / "manifest.json").is_file():
+        raise FileNotFoundError(
+            f"{index} holds no artifact; make it with: "
+            f"nann index --embeddings {run_dir / 'embeddings'} --output {index}"
+        )
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"a model's name may hold letters, digits, '.', '_' and '-': not {name!r}")
+    model_dir = repository / name
+    version = max(published_versions(model_dir), default=0) + 1 if version is None else version
+    if version < 1:
+        raise ValueError(f"a version is a positive integer, not {version}")
+    target = model_dir / str(version)
+    if target.exists():
+        raise FileExistsError(f"{target} is published already and never changes; leave --version out")
+    manifest = read_manifest(index).model_copy(
+        update={
+            "model_name": name,
+            "version": version,
+            "quality": _read_object(run_dir / "quality.json"),
+            "profiles": _read_object(run_dir / "profiles.json"),
+        }
+    )
+    model_dir.mkdir(parents=True, exist_ok=True)
+    staging = model_dir / f".tmp-{version}-{os.getpid()}"
+    staging.mkdir()
+    try:
+        for relative in manifest.files:
+            if not (index / relative).is_file():
+                continue  # the check below names it
+            copy_file(index / relative, staging / relative)
+        write_manifest(staging, manifest)
+        Artifact.open(staging, verify="full")
+        for directory in {path.parent for path in staging.rglob("*")}:
+            _sync_directory(directory)
+        # Fails on a version that appeared meanwhile: a rename does not replace a directory with content.
+        staging.rename(target)
+        _sync_directory(model_dir)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def published_versions(model_dir: Path) -> list[int]:
+    """The versions in a model's directory, ascending; anything not named by a number is passed over."""
+    if not model_dir.is_dir():
+        return []
+    return sorted(int(path.name) for path in model_dir.iterdir() if path.is_dir() and path.name.isdecimal())
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} should hold a JSON object, not {type(content).__name__}")
+    return content
+
+
+def _sync_directory(directory: Path) -> None:
+    """Without this a crash could lose the names of files whose content is safe."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
