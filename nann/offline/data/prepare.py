@@ -33,6 +33,11 @@ ACCEPTED = (
     "(text also as .gz or .zst), a directory holding one of these, an ml-1m or an ml-100k directory"
 )
 DATA_SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
+TFRECORD_SUFFIX = ".tfrecords"
+_NO_TFRECORDS = (
+    "{}: NANN's TFRecords hold samples already cut from the log, not the log; prepare the UserBehavior.csv "
+    f"they were made from. Accepted: {ACCEPTED}"
+)
 ITEM_FILES = ("items.csv", "items.tsv", "items.parquet")
 
 
@@ -95,6 +100,8 @@ def _read(
         if is_movielens_100k(path):
             return read_movielens_100k(path, bad_rows, progress)
         path = _only_data_file(path)
+    if path.suffix == TFRECORD_SUFFIX:
+        raise UnsupportedInputError(_NO_TFRECORDS.format(path))
     if plain_suffix(path) not in DATA_SUFFIXES:
         raise UnsupportedInputError(f"{path} is in no accepted format; accepted: {ACCEPTED}")
     is_text = plain_suffix(path) in TEXT_SUFFIXES
@@ -113,6 +120,8 @@ def _only_data_file(directory: Path) -> Path:
         for path in directory.iterdir()
         if path.is_file() and plain_suffix(path) in DATA_SUFFIXES and path.name not in ITEM_FILES
     )
+    if not found and any(directory.glob(f"*{TFRECORD_SUFFIX}")):
+        raise UnsupportedInputError(_NO_TFRECORDS.format(directory))
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
         raise UnsupportedInputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -185,13 +186,16 @@ def _resolve(mapping: ColumnMapping, names: tuple[str, ...], path: Path) -> _Col
     for attribute in mapping.attributes:
         if attribute not in names:
             raise _no_column(path, "attribute", attribute, names)
-    return _Columns(
+    columns = _Columns(
         user=_find(mapping.user, USER_NAMES, names, "user", path),
         item=_find(mapping.item, ITEM_NAMES, names, "item", path),
         timestamp=_find(mapping.timestamp, TIME_NAMES, names, "timestamp", path),
         category=category,
         attributes=tuple(name for name in mapping.attributes if name != category),
     )
+    if len(set(columns.all)) != len(columns.all):
+        raise UnsupportedInputError(f"{path}: one column is given two roles: {', '.join(columns.all)}")
+    return columns
 
 
 def _find(
@@ -251,8 +255,10 @@ def _as_times(column: pl.Series) -> pl.Series:
     if integers.null_count() == 0:
         return integers
     floats = column.cast(pl.Float64, strict=False).fill_nan(None)
-    dates = column.str.to_datetime(time_unit="us", strict=False).cast(pl.Int64)
-    return min((integers, floats, dates), key=lambda parsed: parsed.null_count())
+    candidates = [integers, floats]
+    with suppress(pl.exceptions.ComputeError):  # no date format fits the first values
+        candidates.append(column.str.to_datetime(time_unit="us", strict=False).cast(pl.Int64))
+    return min(candidates, key=lambda parsed: parsed.null_count())
 
 
 def _narrowed(column: pl.Series) -> pl.Series:
