@@ -58,7 +58,7 @@ class TensorSpec(_Frozen):
     """Shape without its leading batch axis, and dtype, of a tensor that crosses the model's seam."""
 
     shape: tuple[int, ...]
-    dtype: str
+    dtype: Literal["float16", "float32"]
 
 
 class Manifest(_Frozen):
@@ -72,10 +72,10 @@ class Manifest(_Frozen):
     model_name: str
     version: int = 0
     model_type: str
-    num_items: int
-    embedding_dim: int
-    history_length: int
-    input_dim: int
+    num_items: int = Field(ge=0)
+    embedding_dim: int = Field(ge=1)
+    history_length: int = Field(ge=1)
+    input_dim: int = Field(ge=1)
     item_id_type: IdType
     user_id_type: IdType
     user_tensors: dict[str, TensorSpec]
@@ -263,7 +263,7 @@ class _ArrayReader:
             raise ArtifactError(
                 str(path),
                 expected=f"{np.dtype(dtype).name} [{wanted}]",
-                found=f"{array.dtype.name} {list(array.shape)}",
+                found=f"{'' if array.dtype.isnative else 'byte-swapped '}{array.dtype.name} {list(array.shape)}",
             )
         return array
 
@@ -297,11 +297,15 @@ class _ArrayReader:
 
             path = self.path(strings)
             try:
-                array = pl.read_parquet(path, columns=[column])[column].to_list()
+                series = pl.read_parquet(path, columns=[column])[column]
             except (OSError, pl.exceptions.PolarsError) as error:
                 raise ArtifactError(
                     str(path), expected=f"a Parquet column {column}", found=str(error)
                 ) from error
+            if series.dtype != pl.String or series.null_count():
+                found = f"{series.dtype} with {series.null_count()} nulls"
+                raise ArtifactError(str(path), expected=f"{column}: strings without nulls", found=found)
+            array = series.to_list()
             if count is not None and len(array) != count:
                 raise ArtifactError(str(path), expected=f"{count} ids", found=f"{len(array)} ids")
             ordered = _strictly_ascending(array)

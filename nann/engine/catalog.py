@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Catalog"]
 
-_INT64_MAX = 2**63 - 1
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
 class _Index:
@@ -32,11 +32,17 @@ class _Index:
         if self._array is None:
             found = [self._positions.get(name, -1) if isinstance(name, str) else -1 for name in ids]
             return np.array(found, dtype=np.int32)
-        wanted = np.array(
-            [i if isinstance(i, int) and abs(i) <= _INT64_MAX else -_INT64_MAX for i in ids], dtype=np.int64
-        )
+        possible = [_is_int64(name) for name in ids]
+        if not self._array.size:
+            return np.full(len(possible), -1, dtype=np.int32)
+        wanted = np.array([i if ok else 0 for i, ok in zip(ids, possible, strict=True)], dtype=np.int64)
         at = np.minimum(np.searchsorted(self._array, wanted), self._array.size - 1)
-        return np.where(self._array[at] == wanted, at, -1).astype(np.int32) if self._array.size else at - 1
+        return np.where((self._array[at] == wanted) & possible, at, -1).astype(np.int32)
+
+
+def _is_int64(name: object) -> bool:
+    """Whether it can be an integer id; bool is an int in Python, but no id."""
+    return isinstance(name, int) and not isinstance(name, bool) and _INT64_MIN <= name <= _INT64_MAX
 
 
 class Catalog:

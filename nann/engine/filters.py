@@ -12,6 +12,7 @@ attribute is null meets only ``ne`` and ``nin``.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from threading import Lock
@@ -67,7 +68,7 @@ class FilterCache:
 
         if self._table is None:
             raise InvalidQuery("filter: this model has no item attributes")
-        conditions = []
+        members: list[tuple[str, str, Any]] = []
         for name, condition in predicate.items():
             if name not in self._table.columns:
                 known = ", ".join(self._table.columns) or "none"
@@ -75,12 +76,14 @@ class FilterCache:
             operators = condition if isinstance(condition, Mapping) else _shorthand(condition)
             if not operators:
                 raise InvalidQuery(f"filter: {name!r} has no operator")
-            conditions += [_condition(pl.col(name), name, op, value) for op, value in operators.items()]
-        if not conditions:
+            members += [(name, operator, value) for operator, value in operators.items()]
+        if not members:
             raise InvalidQuery("filter: no condition given")
         try:
+            # Polars checks some values as an expression is built (TypeError), others as it runs.
+            conditions = [_condition(pl.col(name), name, op, value) for name, op, value in members]
             admitted = self._table.select(pl.all_horizontal(conditions).alias("admitted"))["admitted"]
-        except pl.exceptions.PolarsError as error:
+        except (pl.exceptions.PolarsError, TypeError, OverflowError) as error:
             raise InvalidQuery(
                 f"filter: a value does not fit its attribute ({_first_line(error)})"
             ) from error
@@ -112,6 +115,8 @@ def _condition(column: pl.Expr, name: str, operator: str, value: Any) -> pl.Expr
 def _scalar(name: str, value: Any) -> Any:
     if not isinstance(value, bool | int | float | str):
         raise InvalidQuery(f"filter: {name!r} takes numbers, strings or booleans, not {type(value).__name__}")
+    if isinstance(value, float) and not math.isfinite(value):  # JSON, the cache's key, has no such number
+        raise InvalidQuery(f"filter: {name!r} takes finite numbers, not {value}")
     return value
 
 

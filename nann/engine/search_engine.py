@@ -19,7 +19,7 @@ from nann.engine.artifacts import Artifact, Manifest, Verify
 from nann.engine.backend import Admission
 from nann.engine.catalog import Catalog
 from nann.engine.cpu.backend import CpuBackend
-from nann.engine.errors import InvalidQuery, Unsupported
+from nann.engine.errors import BackendError, InvalidQuery, Unsupported
 from nann.engine.filters import FilterCache
 from nann.engine.retrievers.exhaustive import ExhaustiveRetriever
 from nann.engine.retrievers.hnsw import HnswRetriever
@@ -146,7 +146,9 @@ class SearchEngine:
         self._scorer.warm_up()
         for lane in range(self.n_lanes):
             for batch in self._warm_up_batches():
-                self.search(batch, lane)
+                for hits in self.search(batch, lane):
+                    if bad := [note.count for note in hits.notes if note.code == "nonfinite_scores"]:
+                        raise BackendError(f"the model gives {bad[0]} items a NaN or infinite score")
         return WarmUp(time.perf_counter() - started, self._scorer.n_compilations)
 
     def check(self, query: Query) -> PreparedQuery:
@@ -266,11 +268,15 @@ class SearchEngine:
         width = self.manifest.history_length * self.manifest.input_dim
         if comm_seq.shape != (width,):
             raise InvalidQuery(f"comm_seq must hold {width} numbers, not {list(comm_seq.shape)}")
-        if not np.isfinite(comm_seq).all():
-            raise InvalidQuery("comm_seq holds a NaN or an infinity")
+        if comm_seq.dtype.kind not in "fiu":
+            raise InvalidQuery(f"comm_seq must hold real numbers, not {comm_seq.dtype}")
+        with np.errstate(over="ignore"):  # a float64 may be too large for the model's float32
+            embedded = comm_seq.astype(np.float32)
+        if not np.isfinite(embedded).all():
+            raise InvalidQuery("comm_seq holds a NaN, an infinity or a number too large for float32")
         if "encode_user_comm_seq" not in self.manifest.builder.get("signatures", ["encode_user_comm_seq"]):
             raise Unsupported("this model cannot be queried by comm_seq")
-        return comm_seq.astype(np.float32)
+        return embedded
 
     def _known(
         self, item_ids: Sequence[ItemId], name: str, strict: bool, notes: list[Note]
@@ -336,7 +342,11 @@ class SearchEngine:
             text = "few items are admissible, so all of them were scored"
             notes.append(Note("scored_all_admissible", text, admissible))
             return SearchParams(policy="exhaustive"), "exhaustive", admissible
-        walked = replace(params, ef=ef, beam_width=min(params.beam_width, ef), level_topn=())
+        walked = SearchParams(
+            ef=ef,
+            beam_width=min(params.beam_width, ef),
+            max_steps=min(params.max_steps, max(num_items, 1)),  # a step expands at least one item
+        )
         return walked, "hnsw", min(SCORED_PER_EF * ef, num_items)
 
     # -- results -------------------------------------------------------------------------------

@@ -206,7 +206,7 @@ def _manifest(
         user_id_type="int" if (arrays / "history_ids.npy").is_file() else "str",
         user_tensors={name: TensorSpec(**spec) for name, spec in model["user_tensors"].items()},
         item_tensors={
-            name: TensorSpec(shape=spec["shape"], dtype=_stored_dtype(arrays, name))
+            name: TensorSpec.model_validate({**spec, "dtype": _stored_dtype(arrays, name)})
             for name, spec in model["item_tensors"].items()
         },
         files=hash_files(staging),
@@ -227,4 +227,4 @@ def _manifest(
 
 def _stored_dtype(arrays: Path, tensor: str) -> str:
     """The dtype of an item tensor as it lies in the artifact; the model itself takes float32."""
-    return np.load(arrays / f"item_state_{tensor}.npy", mmap_mode="r", allow_pickle=False).dtype.name
+    return str(np.load(arrays / f"item_state_{tensor}.npy", mmap_mode="r", allow_pickle=False).dtype)

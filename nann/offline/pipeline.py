@@ -42,8 +42,8 @@ class PipelineError(Exception):
     """A step failed; the message names it and says why."""
 
 
-class _InStep(Exception):  # noqa: N818  # never raised by itself: it carries a traceback to whoever debugs
-    """The traceback of a step's own process, as the cause of a `PipelineError`."""
+class _InStep(Exception):
+    """The traceback of a step's own process, as the cause of a `PipelineError`; never raised itself."""
 
 
 @dataclass(frozen=True, slots=True)

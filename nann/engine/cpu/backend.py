@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -29,13 +30,10 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _as_words(table: np.ndarray) -> np.ndarray:
-    """The rows of a table as 64-bit words: [N, row bytes / 8]."""
-    flat = table.reshape(table.shape[0], -1)
-    if flat.shape[1] * flat.itemsize % 8:
-        raise ValueError(
-            f"item tensor rows must be a multiple of 8 bytes, not {flat.shape[1] * flat.itemsize}"
-        )
-    return flat.view(np.uint64)
+    """The rows of a table as the widest words that fit: [N, row bytes / word bytes]."""
+    flat = table.reshape(table.shape[0], math.prod(table.shape[1:]))
+    row_bytes = flat.shape[1] * flat.itemsize
+    return flat.view(next(f"u{size}" for size in (8, 4, 2, 1) if row_bytes % size == 0))
 
 
 class _Pool:

@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float32, Int32, Int64, UInt8, UInt64
+    from jaxtyping import Bool, Float32, Int32, Int64, UInt, UInt8, UInt64
 
 __all__ = ["admit", "expand", "forget", "gather_rows", "merge", "pack", "seed", "select", "unpack"]
 
@@ -236,12 +236,12 @@ def admit(
 
 @numba.njit(nogil=True, cache=True)
 def gather_rows(
-    table: UInt64[np.ndarray, "N words"],
+    table: UInt[np.ndarray, "N words"],
     item_index: Int32[np.ndarray, " n"],
-    out: UInt64[np.ndarray, "rows words"],
+    out: UInt[np.ndarray, "rows words"],
     first: int,
 ) -> None:
-    """``out[first + j] = table[item_index[j]]``; rows are moved as 64-bit words whatever their dtype."""
+    """``out[first + j] = table[item_index[j]]``; rows are moved as whole words whatever their dtype."""
     for j in range(item_index.size):
         source = item_index[j]
         for w in range(table.shape[1]):

@@ -37,8 +37,9 @@ def stages(params: SearchParams) -> Iterator[Stage]:
     three steps over level 0, each of which lets only its best t2, t3, t4 new nodes join and go on.
     """
     if params.policy == "best_first":
+        # One stage more than steps: the first takes in the starting nodes, which nothing expanded.
         yield from repeat(
-            Stage(keep=NO_LIMIT, capacity=params.ef, width=params.beam_width, level=0), params.max_steps
+            Stage(keep=NO_LIMIT, capacity=params.ef, width=params.beam_width, level=0), params.max_steps + 1
         )
         return
     t0, t1, *ground, _t5 = params.level_topn

@@ -95,14 +95,21 @@ class TensorFlowScorer:
             )
         self._user_names = sorted(manifest.user_tensors)
         self._item_names = sorted(manifest.item_tensors)
-        self._encode_history = self._encoder("encode_user", "history", "int32", manifest.history_length)
-        width = manifest.history_length * manifest.input_dim
-        self._encode_comm_seq = (
-            self._encoder("encode_user_comm_seq", "comm_seq", "float32", width)
-            if "encode_user_comm_seq" in self._model.signatures
-            else None
-        )
-        self._score = self._scorer()
+        try:
+            self._encode_history = self._encoder("encode_user", "history", "int32", manifest.history_length)
+            width = manifest.history_length * manifest.input_dim
+            self._encode_comm_seq = (
+                self._encoder("encode_user_comm_seq", "comm_seq", "float32", width)
+                if "encode_user_comm_seq" in self._model.signatures
+                else None
+            )
+            self._score = self._scorer()
+        except (KeyError, TypeError, ValueError, self._tf.errors.OpError) as error:
+            raise ArtifactError(
+                str(directory / "saved_model.pb"),
+                expected="signatures with the tensors and shapes that the manifest names",
+                found=str(error).strip().splitlines()[-1],
+            ) from error
 
     @property
     def grid(self) -> BucketGrid:

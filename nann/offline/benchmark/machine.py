@@ -75,6 +75,9 @@ def _version(package: str) -> str | None:
 
 
 def _commit(directory: Path) -> str | None:
+    # An installed copy may lie inside somebody else's repository, whose commit says nothing of ours.
+    if _git(directory, "rev-parse", "--show-prefix") != "nann/offline/benchmark/":
+        return None
     commit = _git(directory, "rev-parse", "--short=12", "HEAD")
     if not commit:
         return None

@@ -119,9 +119,7 @@ async def run_loads(
                 if load.in_flight is not None:
                     collected.append(await closed_loop(target, load))
                 else:
-                    collected.append(
-                        await open_loop(target, load, seed=seed + number, wait_until=wait_until)
-                    )
+                    collected.append(await open_loop(target, load, seed=seed + number, wait_until=wait_until))
                 stage.advance()
     return [
         LoadResult(load, Summary.of(list(chain(*collected))), tuple(Round.of(one) for one in collected))

@@ -39,7 +39,10 @@ def sample_users(version_dir: Path, *, limit: int | None, seed: int) -> list[Use
     return [
         User(
             _plain(artifact.history_ids[row]),
-            [_plain(artifact.item_ids[item]) for item in artifact.history_items[splits[row] : splits[row + 1]]],
+            [
+                _plain(artifact.item_ids[item])
+                for item in artifact.history_items[splits[row] : splits[row + 1]]
+            ],
         )
         for row in rows.tolist()
     ]

@@ -27,7 +27,7 @@ SILENT = Progress(silent=True)
 SIGNATURES = {"encode_user", "encode_user_comm_seq", "encode_items", "score"}
 
 
-def trained(data: Path, directory: Path, model: str = "attention_dnn") -> Path:
+def trained(data: Path, directory: Path, model: str = "dnn") -> Path:
     config = TrainConfig(
         model=model, batch_size=32, num_neg=20, negative_groups=2, adv_groups=1, max_steps=3, jit=False
     )
@@ -102,22 +102,17 @@ def test_signature_functions_are_named_after_the_signatures(tiny_data: Path, tmp
     extract(trained(tiny_data, tmp_path / "model"), tmp_path / "embeddings", progress=SILENT)
     loaded = tf.saved_model.load(str(tmp_path / "embeddings"))
     for name, function in loaded.signatures.items():
-        assert f"signature_wrapper_{name}" in function.name
+        assert f"signature_wrapper_{name}" in function.name.decode()
 
 
 def test_saved_model_needs_neither_keras_nor_this_package(tiny_data: Path, tmp_path: Path) -> None:
     extract(trained(tiny_data, tmp_path / "model"), tmp_path / "embeddings", progress=SILENT)
     program = """
 import sys
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("keras", "nann"):
-            raise ImportError(f"{name} must not be needed")
-sys.meta_path.insert(0, Refuse())
 import tensorflow as tf
 loaded = tf.saved_model.load(sys.argv[1])
 items = loaded.signatures["encode_items"](item_index=tf.constant([0, 1]))
-print(items["item_query"].shape)
+print(items["item_hidden"].shape, {"keras", "nann"} & set(sys.modules))
 """
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
@@ -125,7 +120,7 @@ print(items["item_query"].shape)
         capture_output=True, text=True, env=environment, cwd=tmp_path, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "(2, 128)" in done.stdout
+    assert "(2, 128) set()" in done.stdout
 
 
 def test_histories_of_held_out_users_end_before_their_target(tiny_data: Path) -> None:

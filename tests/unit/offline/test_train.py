@@ -25,9 +25,16 @@ from nann.offline.train_step import TrainStep, adversarial_embeddings
 from nann.offline.validation import rank_of_target
 
 SILENT = Progress(silent=True)
-# Without XLA: these runs are too short to pay for compilation. One test compiles.
+# Without XLA, and without attention: these runs are too short to pay for it. Two tests have one or both.
 SMALL = TrainConfig(
-    batch_size=32, num_neg=20, negative_groups=2, adv_groups=1, max_steps=12, warmup_steps=2, jit=False
+    model="dnn",
+    batch_size=32,
+    num_neg=20,
+    negative_groups=2,
+    adv_groups=1,
+    max_steps=12,
+    warmup_steps=2,
+    jit=False,
 )
 
 
@@ -36,10 +43,10 @@ def variant(**changes: Any) -> TrainConfig:
     return TrainConfig(**{**fields, **changes})
 
 
-def step_of(data: Path, **changes: Any) -> tuple[TrainStep, BatchSampler]:
+def step_of(data: Path, name: str = "dnn", **changes: Any) -> tuple[TrainStep, BatchSampler]:
     dataset = Dataset.load(data)
     sampler = BatchSampler(dataset, batch_size=32, n_groups=2, num_neg=20, seed=0)
-    model = create_model("attention_dnn", ModelSpec(dataset.num_items, dataset.num_categories), seed=1)
+    model = create_model(name, ModelSpec(dataset.num_items, dataset.num_categories), seed=1)
     settings: dict[str, Any] = {"adv_eps": 0.0, "adv_groups": 1, "weight_decay": 1e-4, "clip_norm": 0.0}
     return TrainStep(model, **{**settings, "jit": False, **changes}), sampler
 
@@ -129,7 +136,6 @@ def test_a_step_moves_only_named_rows_and_every_weight(tiny_data: Path) -> None:
     assert set(moved) <= set(batch.rows.tolist()) - {0}
     assert len(moved) > 10
     for name, old in before.items():
-        # Nothing depends on the query bias but the key bias, whose value starts at zero together with it.
         if name.startswith("model/") and "kernel" in name:
             assert (after[name] != old).any(), name
     assert metrics["loss"] == metrics["loss_xe"] > 0
@@ -175,8 +181,8 @@ def test_clipping_bounds_the_gradient(tiny_data: Path) -> None:
 
 
 def test_compiled_step_is_the_plain_step(tiny_data: Path) -> None:
-    plain, sampler = step_of(tiny_data, adv_eps=1e-3)
-    compiled, _ = step_of(tiny_data, adv_eps=1e-3, jit=True)
+    plain, sampler = step_of(tiny_data, "attention_dnn", adv_eps=1e-3)
+    compiled, _ = step_of(tiny_data, "attention_dnn", adv_eps=1e-3, jit=True)
     for batch in (sampler.batch(0), sampler.batch(1)):
         expected, found = plain(batch, 1e-3), compiled(batch, 1e-3)
         for name in expected:
@@ -186,7 +192,7 @@ def test_compiled_step_is_the_plain_step(tiny_data: Path) -> None:
 def test_training_learns_the_planted_tastes(tmp_path: Path, write_dataset: Callable[..., Path]) -> None:
     """2,000 items in 10 tastes: the 200 best can be exactly those of the taste; popularity finds a tenth."""
     data = write_dataset(tmp_path / "data", n_users=400, n_items=2000, length=40)
-    config = variant(batch_size=128, max_steps=120, learning_rate=1e-2, eval_users=40)
+    config = variant(model="attention_dnn", batch_size=128, max_steps=120, learning_rate=1e-2, eval_users=40)
     report = train(data, tmp_path / "model", config, progress=SILENT)
     assert report.eval_users == 40
     assert report.best_hit_rate >= 0.8
@@ -197,7 +203,7 @@ def test_training_learns_the_planted_tastes(tmp_path: Path, write_dataset: Calla
 def test_a_run_leaves_all_its_files(tiny_data: Path, tmp_path: Path) -> None:
     report = train(tiny_data, tmp_path / "model", variant(eval_every=6), progress=SILENT)
     config = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert config["model"] == "attention_dnn"
+    assert config["model"] == "dnn"
     assert config["step"] == report.steps == 12
     assert config["training"]["num_neg"] == 20
     assert config["data_hash"] == Dataset.load(tiny_data).meta.data_hash
@@ -251,7 +257,7 @@ def test_resume_refuses_another_model(tiny_data: Path, tmp_path: Path) -> None:
         train(tiny_data, tmp_path / "model", variant(model="two_sided"), progress=SILENT)
 
 
-@pytest.mark.parametrize("model", ["dnn", "two_sided"])
+@pytest.mark.parametrize("model", ["attention_dnn", "two_sided"])
 def test_every_model_trains(model: str, tiny_data: Path, tmp_path: Path) -> None:
     report = train(
         tiny_data, tmp_path / "model", variant(model=model, adv_eps=1e-3, max_steps=3), progress=SILENT

@@ -1,0 +1,141 @@
+"""A small HTTP/1.1 client for loads: several times cheaper than a general one, so that it is not what is measured."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import cast
+from urllib.parse import urlsplit
+
+import httptools
+from typing_extensions import override
+
+__all__ = ["HttpClient"]
+
+# Below the 1,024 files that a process may usually open; further requests wait for a connection, and
+# their wait is in their latency.
+_MAX_CONNECTIONS = 512
+
+
+class HttpClient:
+    """POSTs JSON to one address over kept-alive connections. For one event loop.
+
+    Raises ValueError for an address that is not ``http(s)://HOST[:PORT]``.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or parts.hostname is None:
+            raise ValueError(f"expected http://HOST:PORT, not {url!r}")
+        self._host, self._netloc = parts.hostname, parts.netloc
+        self._tls = parts.scheme == "https"
+        self._port = parts.port or (443 if self._tls else 80)
+        self._prefix = parts.path.rstrip("/")
+        self._timeout_s = timeout_s
+        self._idle: list[_Connection] = []
+        self._slots = asyncio.Semaphore(_MAX_CONNECTIONS)
+
+    async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
+        """Status and body of the answer.
+
+        Raises:
+            TimeoutError: no answer came in time.
+            OSError: the server cannot be reached, or closed the connection.
+            ValueError: what it sent is not HTTP.
+        """
+        head = (
+            f"POST {self._prefix}{path} HTTP/1.1\r\nHost: {self._netloc}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        async with self._slots:
+            connection = await self._connected()
+            answer = await connection.exchange(head.encode() + body, self._timeout_s)
+            if connection.usable:
+                self._idle.append(connection)
+            return answer
+
+    async def close(self) -> None:
+        """Close the idle connections."""
+        while self._idle:
+            self._idle.pop().close()
+
+    async def _connected(self) -> _Connection:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable:
+                return connection
+        opening: Awaitable[object] = asyncio.get_running_loop().create_connection(
+            _Connection, self._host, self._port, ssl=self._tls or None
+        )
+        try:
+            _, opened = cast(tuple[object, _Connection], await asyncio.wait_for(opening, self._timeout_s))
+        except asyncio.TimeoutError:  # noqa: UP041 (another class before 3.11)
+            raise TimeoutError(f"no connection to {self._netloc} in {self._timeout_s:g} s") from None
+        return opened
+
+
+class _Connection(asyncio.Protocol):
+    """One exchange at a time. httptools calls the `on_…` methods."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._answer: asyncio.Future[tuple[int, bytes]] | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._body: list[bytes] = []
+
+    @property
+    def usable(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    async def exchange(self, request: bytes, timeout_s: float) -> tuple[int, bytes]:
+        assert self._transport is not None
+        loop = asyncio.get_running_loop()
+        self._answer = loop.create_future()
+        self._body = []
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport.write(request)
+        timer = loop.call_later(timeout_s, self._fail, TimeoutError(f"no answer in {timeout_s:g} s"))
+        try:
+            return await self._answer
+        except BaseException:
+            self.close()  # an answer may still come, and would be taken for the next one's
+            raise
+        finally:
+            timer.cancel()
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    # From the event loop
+
+    @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._fail(ValueError(f"the server does not speak HTTP: {error}"))
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._fail(exc if isinstance(exc, OSError) else ConnectionResetError("the server closed the connection"))
+
+    # From the parser
+
+    def on_body(self, body: bytes) -> None:
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        if not self._parser.should_keep_alive():
+            self.close()
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result((self._parser.get_status_code(), b"".join(self._body)))
+
+    def _fail(self, error: Exception) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)

@@ -1,0 +1,319 @@
+"""What a benchmark can put its load on: a server by REST, gRPC or TF Serving's Predict, or an engine in process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
+
+import numpy as np
+import orjson
+
+from nann.cli.benchmark_http import HttpClient
+from nann.offline.benchmark.load import Outcome, Target
+from nann.offline.benchmark.users import User
+
+if TYPE_CHECKING:
+    from nann.engine.search_engine import PreparedQuery, SearchEngine
+    from nann.engine.types import Hits, Query
+    from nann.service.batcher import Batcher
+    from nann.service.registry import ServedVersion
+    from nann.service.settings import Settings
+
+__all__ = ["Ask", "engine_queries", "grpc_target", "in_process", "predict_target", "rest_target", "serve_version"]
+
+_RETRIEVE = "/nann.retrieval.v1.RetrievalService/Retrieve"
+_PREDICT = "/tensorflow.serving.PredictionService/Predict"
+_MAX_MESSAGE_BYTES = 64 << 20  # answers of any k the server allows
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What every request asks for; None leaves it to the server. `params` override `profile`."""
+
+    k: int | None = None
+    model: str | None = None
+    profile: str | None = None
+    params: Mapping[str, Any] | None = None
+    exclude_seen: bool | None = None
+    by_user_id: bool = False
+
+    def body(self, user: User) -> dict[str, Any]:
+        """POST /retrieve's body for one user; ValueError when the user lacks what it needs."""
+        body: dict[str, Any] = {
+            "k": self.k,
+            "model": self.model,
+            "profile": self.profile,
+            "params": dict(self.params) if self.params else None,
+            "exclude_seen": self.exclude_seen,
+        }
+        by_user_id = self.by_user_id or user.history is None
+        subject = "user_id" if by_user_id else "history"
+        body[subject] = user.user_id if by_user_id else user.history
+        if body[subject] is None:
+            raise ValueError("a user of the workload has no user_id to ask by")
+        return {name: value for name, value in body.items() if value is not None}
+
+
+class _Send(Protocol):
+    async def __call__(self, request: bytes, *, timeout: float) -> Any: ...
+
+
+# REST
+
+
+class _RestTarget:
+    def __init__(self, client: HttpClient, bodies: Sequence[bytes]) -> None:
+        self._client = client
+        self._bodies = bodies
+
+    async def send(self, i: int) -> Outcome:
+        try:
+            status, content = await self._client.post("/retrieve", self._bodies[i % len(self._bodies)])
+        except (TimeoutError, OSError, ValueError) as error:
+            return Outcome(_transport_code(error))
+        if status != 200:
+            return Outcome(_error_code(status, content))
+        answer = orjson.loads(content)
+        return _told(answer["timings_ms"], answer["n_scored"])
+
+
+@asynccontextmanager
+async def rest_target(
+    url: str, ask: Ask, users: Sequence[User], *, timeout_s: float
+) -> AsyncIterator[Target]:
+    """POST /retrieve of the server at ``http(s)://host:port``, on kept-alive connections."""
+    client = HttpClient(url, timeout_s=timeout_s)
+    try:
+        yield _RestTarget(client, [orjson.dumps(ask.body(user)) for user in users])
+    finally:
+        await client.close()
+
+
+def _transport_code(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "client_timeout"
+    return "connection_failed" if isinstance(error, OSError) else "not_http"
+
+
+def _error_code(status: int, content: bytes) -> str:
+    try:
+        return str(orjson.loads(content)["error"]["code"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return f"http_{status}"
+
+
+def _told(timings_ms: Mapping[str, float], n_scored: int) -> Outcome:
+    """From the reply's own account. A popular fallback has no time on a lane."""
+    search_ms, queue_ms = timings_ms.get("search"), timings_ms.get("queue")
+    return Outcome(
+        service_s=None if search_ms is None else search_ms / 1e3,
+        queue_s=None if queue_ms is None else queue_ms / 1e3,
+        n_scored=n_scored,
+    )
+
+
+# gRPC
+
+
+class _GrpcTarget:
+    def __init__(self, call: _Send, requests: Sequence[bytes], timeout_s: float, *, tells: bool) -> None:
+        self._call = call
+        self._requests = requests
+        self._timeout_s = timeout_s
+        self._tells = tells
+
+    async def send(self, i: int) -> Outcome:
+        import grpc
+
+        try:
+            reply = await self._call(self._requests[i % len(self._requests)], timeout=self._timeout_s)
+        except grpc.aio.AioRpcError as error:
+            return Outcome(error.code().name.lower())
+        return _told(reply.timings_ms, reply.n_scored) if self._tells else Outcome()
+
+
+@asynccontextmanager
+async def grpc_target(
+    url: str, ask: Ask, users: Sequence[User], *, timeout_s: float
+) -> AsyncIterator[Target]:
+    """nann.retrieval.v1's Retrieve of the server at ``grpc://host:port``."""
+    from nann.service.pb import retrieval_pb2 as pb
+
+    requests = [_retrieve_message(pb, ask.body(user)).SerializeToString() for user in users]
+    async with _unary(url, _RETRIEVE, pb.RetrieveResponse.FromString) as call:
+        yield _GrpcTarget(call, requests, timeout_s, tells=True)
+
+
+@asynccontextmanager
+async def predict_target(
+    url: str, ask: Ask, *, comm_seq_width: int, requests: int, seed: int, timeout_s: float
+) -> AsyncIterator[Target]:
+    """TF Serving's Predict, as NANN's client calls it, at ``grpc://host:port``.
+
+    No artifact holds embedded histories, so ``comm_seq`` is seeded noise of the embeddings' initial scale
+    (reference/nann.md, "Model"): the walk then starts from popular items and tells nothing of quality.
+    """
+    from nann.service.wire.tensors import encode_tensor
+    from nann.service.wire.tf_messages import PredictRequest, PredictResponse
+
+    level_topn = (ask.params or {}).get("level_topn")
+    if level_topn is None:
+        raise ValueError("Predict needs --level-topn t0,t1,t2,t3,t4,t5")
+    rng = np.random.default_rng(seed)
+    messages = []
+    for _ in range(requests):
+        message = PredictRequest()
+        message.model_spec.name = ask.model or "nann"
+        message.model_spec.signature_name = "serving_default"
+        comm_seq = rng.normal(0.0, 32**-0.5, (1, comm_seq_width)).astype(np.float16)
+        encode_tensor(comm_seq, message.inputs["comm_seq"])
+        encode_tensor(np.asarray(level_topn, dtype=np.int32), message.inputs["level_topn"])
+        messages.append(message.SerializeToString())
+    async with _unary(url, _PREDICT, PredictResponse.FromString) as call:
+        yield _GrpcTarget(call, messages, timeout_s, tells=False)
+
+
+@asynccontextmanager
+async def _unary(url: str, method: str, decode: Any) -> AsyncIterator[_Send]:
+    """A call of one method whose requests are encoded beforehand, so that encoding is not measured."""
+    import grpc
+
+    options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
+    async with grpc.aio.insecure_channel(urlsplit(url).netloc, options=options) as channel:
+        yield channel.unary_unary(method, request_serializer=None, response_deserializer=decode)
+
+
+def _retrieve_message(pb: Any, body: Mapping[str, Any]) -> Any:
+    message = pb.RetrieveRequest(
+        **{name: body[name] for name in ("k", "model", "profile", "exclude_seen") if name in body}
+    )
+    if "params" in body:
+        message.params.CopyFrom(pb.SearchParams(**body["params"]))
+    if "user_id" in body:
+        message.user_id.CopyFrom(_id(pb, body["user_id"]))
+    else:
+        message.history.ids.extend(_id(pb, item_id) for item_id in body["history"])
+    return message
+
+
+def _id(pb: Any, value: int | str) -> Any:
+    return pb.Id(text=value) if isinstance(value, str) else pb.Id(number=value)
+
+
+# In process
+
+
+class _EngineTarget:
+    def __init__(
+        self,
+        engine: SearchEngine,
+        batcher: Batcher[PreparedQuery, Hits],
+        queries: Sequence[Query],
+        timeout_s: float,
+    ) -> None:
+        self._engine = engine
+        self._batcher = batcher
+        self._queries = queries
+        self._timeout_s = timeout_s
+
+    async def send(self, i: int) -> Outcome:
+        from nann.engine.errors import RetrievalError
+        from nann.service.errors import error_row
+
+        try:
+            prepared = self._engine.check(self._queries[i % len(self._queries)])
+            answer = await self._batcher.submit(prepared, deadline_s=time.monotonic() + self._timeout_s)
+        except RetrievalError as error:
+            return Outcome(error_row(error).code)
+        return Outcome(
+            service_s=answer.search_s,
+            queue_s=answer.queue_s,
+            n_scored=answer.result.n_scored,
+            batch_size=answer.batch_size,
+        )
+
+
+@asynccontextmanager
+async def in_process(
+    engine: SearchEngine, settings: Settings, ask: Ask, users: Sequence[User], *, timeout_s: float
+) -> AsyncIterator[Target]:
+    """A warmed-up engine behind the service's batcher, without transport, on this event loop."""
+    served = serve_version(engine, settings)
+    try:
+        yield _EngineTarget(engine, served.batcher, engine_queries(served, settings, ask, users), timeout_s)
+    finally:
+        await served.batcher.close()
+
+
+def serve_version(engine: SearchEngine, settings: Settings) -> ServedVersion:
+    """The engine as the server would serve it: its profiles, and a batcher of the settings' limits."""
+    from nann.service.batcher import Batcher, BatcherLimits
+    from nann.service.registry import ServedVersion
+
+    limits = BatcherLimits(
+        n_lanes=engine.n_lanes,
+        max_batch=engine.max_batch,
+        queue_limit=settings.queue_limit,
+        queue_work_limit=settings.queue_work_limit,
+        batch_wait_s=settings.batch_wait_ms / 1e3,
+    )
+    manifest = engine.manifest
+    batcher: Batcher[PreparedQuery, Hits] = Batcher(engine.search, limits)
+    return ServedVersion(manifest.model_name, manifest.version, engine, batcher, settings.default_profile)
+
+
+def engine_queries(
+    served: ServedVersion, settings: Settings, ask: Ask, users: Sequence[User]
+) -> list[Query]:
+    """The queries that the service would make of these users' requests.
+
+    Raises:
+        InvalidQuery: a parameter is out of range.
+        ValueError: a user has no history here.
+    """
+    from nann.engine.types import Query
+    from nann.service.params import result_size, search_params
+    from nann.service.types import ParamOverrides
+
+    params = search_params(
+        ParamOverrides(**ask.params) if ask.params else None,
+        ask.profile,
+        profiles=served.profiles,
+        default=served.default_params,
+        settings=settings,
+    )
+    k = result_size(ask.k, params, max_k=settings.max_k)
+    exclude_seen = settings.exclude_seen_default if ask.exclude_seen is None else ask.exclude_seen
+    queries = []
+    for user in users:
+        history = user.history
+        if history is None and user.user_id is not None:
+            history = served.engine.user_history(user.user_id)
+        if not history:
+            raise ValueError(f"user {user.user_id!r} has no history in this artifact")
+        queries.append(Query(k=k, params=params, history=history, seen=history if exclude_seen else ()))
+    return queries
+
+
+def find_version(path: Path, model: str | None) -> Path:
+    """The version that a path means: one itself, a run's index, or the newest of a model repository.
+
+    Raises:
+        ArtifactError: none of them is there.
+        ValueError: the repository has several models and none is named.
+    """
+    from nann.service.registry import find_newest_versions
+
+    for directory in (path, path / "index"):
+        if (directory / "manifest.json").is_file():
+            return directory
+    newest = find_newest_versions(path, model)
+    if len(newest) > 1:
+        raise ValueError(f"name one of the models {', '.join(newest)} by --model")
+    ((_version, directory),) = newest.values()
+    return directory

@@ -1,0 +1,255 @@
+"""The server process: composes settings, models, store and both transports on one event loop.
+
+start    sockets open, /livez answers, /readyz is 503       a startup probe needs no guess
+load     every model read, verified and warmed on a thread
+ready    one log line with both addresses
+drain    (SIGTERM, SIGINT) not ready -> accept nothing new -> finish what was accepted -> exit 0
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import math
+import os
+import signal
+import socket
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import uvicorn
+from typing_extensions import override
+
+from nann.engine.errors import ArtifactError, RetrievalError
+from nann.service.grpc_api.server import create_server
+from nann.service.health import Health, keep_recovering
+from nann.service.http_api.app import create_app
+from nann.service.logs import configure_logging, get_logger
+from nann.service.metrics import Metrics
+from nann.service.registry import LoadEngine, Registry
+from nann.service.retrieval import RetrievalService
+from nann.service.settings import Settings, SettingsError
+from nann.service.user_store import UserStore, open_user_store
+
+__all__ = ["Application", "Exit", "serve"]
+
+# Above the idle timeout of common proxies (60 s), so that it is they who close an idle connection;
+# the other way round they lose requests to a connection that closes under them.
+_KEEP_ALIVE_S = 75
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How the process ends; `threads_left` when a thread is still in native code and must not be joined."""
+
+    code: int
+    threads_left: bool = False
+
+
+def serve(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code: 0, or 1 with one line that says why.
+
+    Ends the process itself when a search (or a load) that will not end would otherwise keep it.
+    """
+    configure_logging(level=settings.log_level, log_format=settings.log_format)
+    log.info("settings", **settings.printable())
+    outcome = _run_on_loop(Application(settings).run())
+    if outcome.threads_left:
+        logging.shutdown()
+        os._exit(outcome.code)
+    return outcome.code
+
+
+def _run_on_loop(main: Coroutine[Any, Any, Exit]) -> Exit:
+    try:
+        import uvloop
+    except ImportError:  # a platform without it
+        return asyncio.run(main)
+    return uvloop.run(main)
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn without its signal handlers: ours end both transports together."""
+
+    @override
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Application:
+    """One server. `run` once; the ports are known from the ready line, `ready_file` or the fields here."""
+
+    def __init__(self, settings: Settings, *, load_engine: LoadEngine | None = None) -> None:
+        self._settings = settings
+        self.health = Health()
+        self.metrics = Metrics()
+        self._registry = Registry(settings, self.metrics, load_engine)
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self.ready = asyncio.Event()
+        self.rest_port = settings.rest_port
+        self.grpc_port = settings.grpc_port
+        self._store: UserStore | None = None
+        self._http: _HttpServer | None = None
+        self._http_task: asyncio.Task[None] | None = None
+        self._grpc: grpc.aio.Server | None = None
+
+    def stop(self) -> None:
+        """Begin to drain; called again, give up on what has not finished."""
+        (self._hurry if self._stop.is_set() else self._stop).set()
+
+    async def run(self) -> Exit:
+        """Start, load, serve until told to stop, drain."""
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self.stop)
+        try:
+            return await self._run()
+        finally:
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
+
+    async def _run(self) -> Exit:
+        try:
+            code = await self._serve()
+        except (RetrievalError, SettingsError, OSError) as error:
+            _log_failure(error)
+            code = 1
+        except Exception:
+            log.exception("the server failed")
+            code = 1
+        drained = await self._drain_in_time()
+        log.info("stopped", code=code if drained else 1)
+        return Exit(code, self._registry.loading) if drained else Exit(1, threads_left=True)
+
+    async def _serve(self) -> int:
+        settings = self._settings
+        self._store = await open_user_store(
+            settings.user_store_location, history_limit=settings.user_history_limit
+        )
+        service = RetrievalService(
+            self._registry, self._store, settings, health=self.health, metrics=self.metrics
+        )
+        await self._open(service)
+        if not await self._unless_stopped(self._registry.load()):
+            return 0
+        self._announce()
+        await self._unless_stopped(keep_recovering(self.health, service.probe))
+        return 0
+
+    async def _open(self, service: RetrievalService) -> None:
+        settings = self._settings
+        listener = _listen(settings.host, settings.rest_port)
+        self.rest_port = listener.getsockname()[1]
+        config = uvicorn.Config(
+            create_app(service, settings, self.health, self.metrics),
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=math.ceil(settings.drain_grace_s),
+        )
+        self._http = _HttpServer(config)
+        self._http_task = asyncio.create_task(self._http.serve(sockets=[listener]))
+        self._grpc, self.grpc_port = create_server(service, settings, self.health, self.metrics)
+        await self._grpc.start()
+        log.info("listening", rest=self._address(self.rest_port), grpc=self._address(self.grpc_port))
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Run `work` to its end (True) or until `stop` (False); raises what it or the REST server raises."""
+        assert self._http_task is not None
+        task = asyncio.create_task(work)
+        stopped = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({task, stopped, self._http_task}, return_when=asyncio.FIRST_COMPLETED)
+            if self._http_task.done():
+                self._http_task.result()
+                raise RuntimeError("the REST server ended by itself")
+            if task.done():
+                task.result()
+            return task.done()
+        finally:
+            for unfinished in (task, stopped):
+                unfinished.cancel()
+
+    def _announce(self) -> None:
+        # What was loaded lives as long as the process: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        self.health.loaded()
+        if self._settings.ready_file is not None:
+            ports = {"pid": os.getpid(), "rest_port": self.rest_port, "grpc_port": self.grpc_port}
+            partial = self._settings.ready_file.with_suffix(".partial")
+            partial.write_text(json.dumps(ports) + "\n", encoding="utf-8")
+            partial.replace(self._settings.ready_file)
+        log.info(
+            f"ready: REST http://{self._address(self.rest_port)}, gRPC {self._address(self.grpc_port)}",
+            models={served.name: served.version for served in self._registry.all_served()},
+        )
+        self.ready.set()
+
+    def _address(self, port: int) -> str:
+        host = self._settings.host
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    async def _drain_in_time(self) -> bool:
+        """Drain; False when `drain_grace_s` or a second signal came first."""
+        draining = asyncio.create_task(self._drain())
+        hurried = asyncio.create_task(self._hurry.wait())
+        done, unfinished = await asyncio.wait(
+            {draining, hurried}, timeout=self._settings.drain_grace_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        for task in unfinished:
+            task.cancel()
+        if draining not in done:
+            log.error("gave up on requests that did not finish", drain_grace_s=self._settings.drain_grace_s)
+            return False
+        draining.result()
+        return True
+
+    async def _drain(self) -> None:
+        self.health.draining()
+        log.info("draining")
+        closing: list[Coroutine[Any, Any, None]] = []
+        if self._grpc is not None:
+            closing.append(self._grpc.stop(self._settings.drain_grace_s))
+        if self._http is not None and self._http_task is not None:
+            self._http.should_exit = True
+            closing.append(_ended(self._http_task))
+        await asyncio.gather(*closing)
+        await self._registry.close()
+        if self._store is not None:
+            await self._store.close()
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    await asyncio.wait({task})
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another --rest-port"
+        ) from error
+
+
+def _log_failure(error: Exception) -> None:
+    if isinstance(error, ArtifactError):
+        log.error(f"cannot serve: {error}", file=error.file, expected=error.expected, found=error.found)
+    else:
+        log.error(f"cannot serve: {error}")

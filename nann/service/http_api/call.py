@@ -1,0 +1,176 @@
+"""What every REST route shares: reading the body, request id, hang-ups, errors and metrics.
+
+A route is a plain coroutine from a `Call` to a JSON-like value; it raises `RetrievalError` and knows
+nothing of statuses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+from fastapi import Request, Response
+from starlette.requests import ClientDisconnect
+
+from nann.service.errors import INTERNAL, ErrorRow, PayloadTooLarge, error_row, retry_after_seconds
+from nann.service.logs import get_logger
+from nann.service.metrics import Metrics
+from nann.service.wire.checks import bounded_message
+from nann.service.wire.rest_json import MalformedJson, body_of_error, load_json
+
+__all__ = ["Call", "Routes", "error_response", "json_response"]
+
+# nginx's word for "the client went away"; nobody reads it.
+_CLIENT_CLOSED: Final = 499
+
+log = get_logger(__name__)
+
+
+class UnsupportedMediaType(ValueError):
+    """The body says that it is something other than JSON."""
+
+
+class _ClientGone(Exception):
+    """The caller hung up before the answer was ready."""
+
+
+# Failures of HTTP itself, before there is a request that the error table could speak of.
+_HTTP_ROWS: Final[dict[type[BaseException], ErrorRow]] = {
+    MalformedJson: ErrorRow("malformed_json", 400, "INVALID_ARGUMENT", 400, "INVALID_ARGUMENT"),
+    UnsupportedMediaType: ErrorRow(
+        "unsupported_media_type", 415, "INVALID_ARGUMENT", 415, "INVALID_ARGUMENT"
+    ),
+}
+
+
+@dataclass(slots=True)
+class Call:
+    """One request: `body` is the parsed JSON (None for a route that takes none).
+
+    The route sets `model` to the name the request gave, for the metrics.
+    """
+
+    request: Request
+    request_id: str
+    body: Any = None
+    model: str | None = None
+
+
+Route = Callable[[Call], Awaitable[Any]]
+ErrorForm = Callable[[BaseException, str], Response]
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """Answers requests through routes."""
+
+    metrics: Metrics
+    max_body_bytes: int
+    access_log: bool
+
+    async def answer(
+        self,
+        request: Request,
+        method: str,
+        route: Route,
+        *,
+        reads_body: bool = False,
+        error_form: ErrorForm | None = None,
+    ) -> Response:
+        """The response of `route`; `method` is its name in the metrics."""
+        start_s = time.perf_counter()
+        call = Call(request, request.state.request_id)
+        code = "cancelled"
+        try:
+            if reads_body:
+                call.body = load_json(await self._read(request))
+            response = json_response(await _unless_gone(request, route(call)))
+            code = "ok"
+        except (_ClientGone, ClientDisconnect):
+            response = Response(status_code=_CLIENT_CLOSED)
+        except Exception as error:
+            row = _row(error)
+            code = row.code
+            if row is INTERNAL:
+                log.exception("request failed", method=method)
+            response = (error_form or error_response)(error, call.request_id)
+        finally:
+            duration_s = time.perf_counter() - start_s
+            self.metrics.observe_request(
+                api="rest", method=method, model=call.model, code=code, duration_s=duration_s
+            )
+            if self.access_log:
+                log.info("request", api="rest", method=method, code=code, duration_ms=duration_s * 1e3)
+        return response
+
+    async def _read(self, request: Request) -> bytes:
+        """The body, refused before it is read where its length is stated, while it is read otherwise."""
+        _check_media_type(request.headers.get("content-type"))
+        stated = request.headers.get("content-length")
+        if stated is not None and stated.isdigit() and int(stated) > self.max_body_bytes:
+            raise self._too_large()
+        chunks: list[bytes] = []
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > self.max_body_bytes:
+                raise self._too_large()
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    def _too_large(self) -> PayloadTooLarge:
+        return PayloadTooLarge(f"the body is larger than {self.max_body_bytes} bytes")
+
+
+def json_response(body: Any, status: int = 200) -> Response:
+    """`body` as JSON; NumPy scalars in it are numbers."""
+    content = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+    return Response(content, status, media_type="application/json")
+
+
+def error_response(error: BaseException, request_id: str) -> Response:
+    """The native error body with its status, and Retry-After where waiting helps."""
+    row = _row(error)
+    message = str(error) if type(error) in _HTTP_ROWS else bounded_message(error)
+    response = json_response(body_of_error(row.code, message, request_id), row.http_status)
+    retry_after_s = retry_after_seconds(error)
+    if retry_after_s is not None:
+        response.headers["retry-after"] = str(retry_after_s)
+    return response
+
+
+def _row(error: BaseException) -> ErrorRow:
+    return _HTTP_ROWS.get(type(error)) or error_row(error)
+
+
+def _check_media_type(content_type: str | None) -> None:
+    media_type = (content_type or "application/json").partition(";")[0].strip().lower()
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        raise UnsupportedMediaType("send JSON, with the header Content-Type: application/json")
+
+
+async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
+    """The result of `work`; cancels it and raises _ClientGone when the caller hangs up first."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise _ClientGone
+        return task.result()
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

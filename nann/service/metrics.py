@@ -1,0 +1,185 @@
+"""Prometheus metrics: every name, label and bucket of the service, in one registry an application.
+
+No user or item id is ever a label, and a model name is one only if that model is served here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from nann.service.batcher import BatchObserver, DispatchReason, RejectReason
+
+__all__ = ["LATENCY_BUCKETS_S", "UNKNOWN_MODEL", "Metrics"]
+
+# reference/operations-and-peers.md: the default buckets cannot resolve a service of 1 to 50 ms.
+LATENCY_BUCKETS_S: Final = (
+    *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02),
+    *(0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5),
+)
+# From a file cache to a hashed, compiled index of tens of gigabytes.
+_LOAD_BUCKETS_S: Final = (1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0, 600.0, 1200.0)
+_BATCH_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
+_ITEMS_BUCKETS: Final = (100, 250, 500, 1e3, 2.5e3, 5e3, 1e4, 2.5e4, 5e4, 1e5, 1e6, 1e7)
+_STEPS_BUCKETS: Final = (1, 2, 4, 6, 8, 12, 16, 24, 32, 64, 128)
+UNKNOWN_MODEL: Final = "unknown"
+
+
+class _Compilations(Collector):
+    """Reads the engines' own count at scrape time."""
+
+    def __init__(self, counts: dict[tuple[str, int], Callable[[], int]]) -> None:
+        self._counts = counts
+        self._unloaded = 0
+
+    def retire(self, key: tuple[str, int]) -> None:
+        """Keep what an unloaded version compiled in the total: a counter must never fall."""
+        self._unloaded += self._counts.pop(key)()
+
+    def collect(self) -> Iterable[Metric]:
+        family = CounterMetricFamily(
+            "nann_xla_compilations", "Programs compiled by XLA since start; flat once ready."
+        )
+        family.add_metric([], self._unloaded + sum(count() for count in self._counts.values()))
+        yield family
+
+
+class Metrics:
+    """All metrics of one process (or of one test). Scraped through `render`."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series a counter and histogram, which nobody asked for
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=self.registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(name, text, labels, registry=self.registry)
+
+        def histogram(name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
+            return Histogram(name, text, labels, registry=self.registry, buckets=tuple(buckets))
+
+        self._requests = counter(
+            "nann_requests_total",
+            "Requests answered; code is ok or the error's word.",
+            *("api", "method", "model", "code"),
+        )
+        self._request_duration = histogram(
+            "nann_request_duration_seconds",
+            "From the request read to its answer ready.",
+            LATENCY_BUCKETS_S,
+            *("api", "method", "model"),
+        )
+        self._queue_wait = histogram(
+            "nann_queue_wait_seconds", "Time a query waited for a lane.", LATENCY_BUCKETS_S
+        )
+        self._queue_depth = gauge("nann_queue_depth", "Queries waiting for a lane.")
+        self._batch_size = histogram("nann_batch_size", "Queries in a batch.", _BATCH_BUCKETS)
+        self._batches = counter("nann_batches_total", "Batches, by what sent them off.", "reason")
+        self._search_duration = histogram(
+            "nann_search_duration_seconds", "Time of a batch on its lane.", LATENCY_BUCKETS_S, "model"
+        )
+        self._items_scored = histogram(
+            "nann_items_scored", "Items the model scored for one query.", _ITEMS_BUCKETS
+        )
+        self._search_steps = histogram(
+            "nann_search_steps", "Calls of the model that one query took part in.", _STEPS_BUCKETS
+        )
+        self._rejected = counter("nann_rejected_total", "Queries refused or expired, by reason.", "reason")
+        self._lanes_busy = gauge("nann_lanes_busy", "Lanes that are searching.")
+        self._model_ready = gauge("nann_model_ready", "1 when the version takes queries.", "model", "version")
+        self._load_duration = histogram(
+            "nann_model_load_duration_seconds", "Reading, verifying and warming a version.", _LOAD_BUCKETS_S
+        )
+        self._index_items = gauge("nann_index_items", "Items in the served indexes, all models together.")
+        self._index_sizes: dict[tuple[str, int], int] = {}
+        self._compilation_counts: dict[tuple[str, int], Callable[[], int]] = {}
+        self._compilations = _Compilations(self._compilation_counts)
+        self.registry.register(self._compilations)
+
+    def observe_request(
+        self, *, api: str, method: str, model: str | None, code: str, duration_s: float
+    ) -> None:
+        """Count one finished request.
+
+        `model` is what the request named (None: nothing); `code` is ``"ok"`` or `ErrorRow.code`.
+        """
+        label = self.model_label(model)
+        self._requests.labels(api, method, label, code).inc()
+        self._request_duration.labels(api, method, label).observe(duration_s)
+
+    def model_label(self, model: str | None) -> str:
+        """`model` if it is served; the only served one for None; else ``unknown``."""
+        served = {name for name, _ in self._index_sizes}
+        if model is None and len(served) == 1:
+            return next(iter(served))
+        return model if model is not None and model in served else UNKNOWN_MODEL
+
+    def observe_search(self, *, n_scored: int, steps: int) -> None:
+        """Record what one answered query cost."""
+        self._items_scored.observe(n_scored)
+        self._search_steps.observe(steps)
+
+    def version_ready(
+        self, model: str, version: int, *, n_items: int, load_s: float, compilations: Callable[[], int]
+    ) -> None:
+        """A version was loaded, warmed and takes queries from now on."""
+        self._load_duration.observe(load_s)
+        self._model_ready.labels(model, str(version)).set(1)
+        self._index_sizes[model, version] = n_items
+        self._index_items.set(sum(self._index_sizes.values()))
+        self._compilation_counts[model, version] = compilations
+
+    def version_gone(self, model: str, version: int) -> None:
+        """A version takes no queries any more."""
+        self._model_ready.labels(model, str(version)).set(0)
+        del self._index_sizes[model, version]
+        self._index_items.set(sum(self._index_sizes.values()))
+        self._compilations.retire((model, version))
+
+    def batch_observer(self, model: str) -> BatchObserver:
+        """What a batcher of `model` reports to."""
+        return _BatchMetrics(self, model)
+
+    def render(self) -> tuple[bytes, str]:
+        """The exposition text and its content type."""
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+
+class _BatchMetrics(BatchObserver):
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self._metrics = metrics
+        self._search_duration = metrics._search_duration.labels(model)
+
+    def queue_changed(self, delta: int) -> None:
+        self._metrics._queue_depth.inc(delta)
+
+    def lanes_changed(self, delta: int) -> None:
+        self._metrics._lanes_busy.inc(delta)
+
+    def waited(self, queue_wait_s: float) -> None:
+        self._metrics._queue_wait.observe(queue_wait_s)
+
+    def dispatched(self, size: int, reason: DispatchReason) -> None:
+        self._metrics._batch_size.observe(size)
+        self._metrics._batches.labels(reason).inc()
+
+    def searched(self, search_s: float) -> None:
+        self._search_duration.observe(search_s)
+
+    def rejected(self, reason: RejectReason) -> None:
+        self._metrics._rejected.labels(reason).inc()

@@ -1,0 +1,199 @@
+"""nann.retrieval.v1 messages <-> the service's own values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from nann.engine.errors import InvalidQuery, RetrievalError
+from nann.service.errors import error_row
+from nann.service.pb import retrieval_pb2 as pb
+from nann.service.types import ParamOverrides, RetrieveRequest
+from nann.service.wire.checks import bounded_message, finite_vector
+
+if TYPE_CHECKING:
+    from nann.engine.types import ItemId
+    from nann.service.types import RetrieveReply, UserProfile
+
+__all__ = [
+    "batch_response",
+    "id_of_proto",
+    "ids_of_proto",
+    "request_of_proto",
+    "response_of_reply",
+    "user_response",
+    "value_of_proto",
+    "write_value",
+]
+
+# protobuf itself refuses messages nested deeper than 100; a value uses three levels a nesting.
+_INT64_MIN: Final = -(1 << 63)
+_INT64_MAX: Final = (1 << 63) - 1
+
+
+def request_of_proto(message: pb.RetrieveRequest) -> RetrieveRequest:
+    """The retrieval a message asks for; raises InvalidQuery for an empty id and for NaN and infinities."""
+    subject = message.WhichOneof("subject")
+    return RetrieveRequest(
+        user_id=id_of_proto(message.user_id, "user_id") if subject == "user_id" else None,
+        history=ids_of_proto(message.history.ids, "history") if subject == "history" else None,
+        comm_seq=finite_vector(np.array(message.comm_seq.values, dtype=np.float32), "comm_seq")
+        if subject == "comm_seq"
+        else None,
+        k=_optional(message, "k"),
+        model=message.model or None,
+        version=_optional(message, "version"),
+        params=_params(message.params) if message.HasField("params") else None,
+        profile=message.profile or None,
+        include_ids=ids_of_proto(message.include_ids, "include_ids") or None,
+        exclude_ids=ids_of_proto(message.exclude_ids, "exclude_ids"),
+        filter=_mapping(message.filter.entries, "filter") or None,
+        exclude_seen=_optional(message, "exclude_seen"),
+        timeout_ms=_optional(message, "timeout_ms"),
+        strict=message.strict,
+        explain=message.explain,
+        with_attributes=message.with_attributes,
+    )
+
+
+def _params(message: pb.SearchParams) -> ParamOverrides:
+    return ParamOverrides(
+        policy=_optional(message, "policy"),
+        ef=_optional(message, "ef"),
+        beam_width=_optional(message, "beam_width"),
+        max_steps=_optional(message, "max_steps"),
+        level_topn=tuple(message.level_topn) or None,
+    )
+
+
+def _optional(message: Any, field: str) -> Any:
+    return getattr(message, field) if message.HasField(field) else None
+
+
+def response_of_reply(
+    reply: RetrieveReply, *, explain: bool = False, into: pb.RetrieveResponse | None = None
+) -> pb.RetrieveResponse:
+    """The message of one reply, written into `into` when given."""
+    response = pb.RetrieveResponse() if into is None else into
+    hits = reply.hits
+    response.model = reply.model
+    response.version = reply.version
+    response.n_scored = hits.n_scored
+    for item_id, score in zip(hits.item_ids, hits.scores, strict=True):
+        hit = response.items.add(score=score)
+        _write_id(item_id, hit.item_id)
+    if hits.attributes is not None:
+        for hit, attributes in zip(response.items, hits.attributes, strict=True):
+            _write_mapping(attributes, hit.attributes)
+    for name, milliseconds in reply.timings_ms.items():
+        response.timings_ms[name] = milliseconds
+    for note in reply.notes:
+        response.notes.add(code=note.code, message=note.message, count=note.count)
+    if explain:
+        _write_mapping({"steps": hits.steps, **hits.explain}, response.explain)
+    return response
+
+
+def batch_response(
+    results: Sequence[RetrieveReply | RetrievalError],
+    requests: Sequence[RetrieveRequest],
+    grpc_code_number: Mapping[str, int],
+) -> pb.BatchRetrieveResponse:
+    """A reply or an error for each query, in order; `grpc_code_number` maps NOT_FOUND to 5 and so on."""
+    response = pb.BatchRetrieveResponse()
+    for result, request in zip(results, requests, strict=True):
+        outcome = response.results.add()
+        if isinstance(result, RetrievalError):
+            row = error_row(result)
+            outcome.error.code = row.code
+            outcome.error.message = bounded_message(result)
+            outcome.error.grpc_code = grpc_code_number[row.grpc_code]
+        else:
+            response_of_reply(result, explain=request.explain, into=outcome.response)
+    return response
+
+
+def user_response(profile: UserProfile) -> pb.GetUserResponse:
+    """The message of a user's history."""
+    response = pb.GetUserResponse(n_base=profile.n_base, n_live=profile.n_live)
+    _write_id(profile.user_id, response.user_id)
+    for item_id in profile.history:
+        _write_id(item_id, response.history.add())
+    return response
+
+
+def id_of_proto(message: pb.Id, name: str) -> ItemId:
+    """The id of a message; raises InvalidQuery when it holds neither a number nor a text."""
+    kind = message.WhichOneof("id")
+    if kind is None:
+        raise InvalidQuery(f"{name}: an id needs either number or text")
+    value: ItemId = getattr(message, kind)
+    return value
+
+
+def ids_of_proto(messages: Iterable[pb.Id], name: str) -> list[ItemId]:
+    """The ids of a repeated field; raises InvalidQuery that names the position of an empty one."""
+    return [id_of_proto(message, f"{name}[{position}]") for position, message in enumerate(messages)]
+
+
+def _write_id(value: ItemId, message: pb.Id) -> None:
+    if isinstance(value, str):
+        message.text = value
+    else:
+        message.number = value
+
+
+def value_of_proto(message: pb.Value, name: str) -> Any:
+    """The Python value of a Value; raises InvalidQuery for an empty one and for NaN and infinities."""
+    kind = message.WhichOneof("kind")
+    match kind:
+        case None:
+            raise InvalidQuery(f"{name}: a value of no kind")
+        case "null_value":
+            return None
+        case "list_value":
+            return [
+                value_of_proto(value, f"{name}[{position}]")
+                for position, value in enumerate(message.list_value.values)
+            ]
+        case "map_value":
+            return _mapping(message.map_value.entries, name)
+        case "double_value" if not np.isfinite(message.double_value):
+            raise InvalidQuery(f"{name}: not a finite number")
+        case _:
+            return getattr(message, kind)
+
+
+def _mapping(entries: Mapping[str, pb.Value], name: str) -> dict[str, Any]:
+    return {key: value_of_proto(value, f"{name}.{key}") for key, value in entries.items()}
+
+
+def write_value(value: Any, message: pb.Value) -> None:
+    """Write a JSON-like Python value; raises TypeError for anything else, which is our own mistake."""
+    match value:
+        case None:
+            message.null_value = True
+        case bool():
+            message.bool_value = value
+        case int() if _INT64_MIN <= value <= _INT64_MAX:
+            message.int_value = value
+        case int() | float():
+            message.double_value = value
+        case str():
+            message.string_value = value
+        case Mapping():
+            message.map_value.SetInParent()
+            _write_mapping(value, message.map_value.entries)
+        case list() | tuple():
+            message.list_value.SetInParent()
+            for element in value:
+                write_value(element, message.list_value.values.add())
+        case _:
+            raise TypeError(f"no wire form for a value of type {type(value).__name__}")
+
+
+def _write_mapping(values: Mapping[str, Any], entries: Any) -> None:
+    for key, value in values.items():
+        write_value(value, entries[key])

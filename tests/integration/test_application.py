@@ -1,0 +1,225 @@
+"""The whole process but for the model: real ports, real signals, a fake engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from fake_engine import PATIENCE_S, FakeEngine
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from nann.engine.errors import ArtifactError
+from nann.service.app import Application, Exit
+from nann.service.health import HealthState
+from nann.service.settings import Settings
+
+
+class Running:
+    def __init__(self, directory: Path, load_engine: Any, **settings: Any) -> None:
+        (directory / "nann" / "1").mkdir(parents=True, exist_ok=True)
+        fields = {"rest_port": 0, "grpc_port": 0, "user_store": "memory", "drain_grace_s": PATIENCE_S}
+        self.app = Application(
+            Settings(repository=directory, **{**fields, **settings}), load_engine=load_engine
+        )
+        self.client = httpx.AsyncClient()
+        self.task: asyncio.Task[Exit] = asyncio.create_task(self.app.run())
+
+    async def ready(self) -> None:
+        waiting = asyncio.create_task(self.app.ready.wait())
+        await asyncio.wait({waiting, self.task}, return_when=asyncio.FIRST_COMPLETED, timeout=PATIENCE_S)
+        assert waiting.done(), self.task
+        self.client.base_url = httpx.URL(f"http://127.0.0.1:{self.app.rest_port}")
+
+    async def exit(self) -> Exit:
+        return await asyncio.wait_for(self.task, 2 * PATIENCE_S)
+
+    async def grpc_status(self) -> int:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{self.app.grpc_port}") as channel:
+            reply = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+            status: int = reply.status
+            return status
+
+
+@contextlib.asynccontextmanager
+async def running(directory: Path, load_engine: Any, **settings: Any) -> AsyncIterator[Running]:
+    server = Running(directory, load_engine, **settings)
+    try:
+        yield server
+    finally:
+        await server.client.aclose()
+        if not server.task.done():
+            server.app.stop()
+            server.app.stop()
+            await server.exit()
+
+
+async def until_state(app: Application, state: HealthState) -> None:
+    reached = asyncio.Event()
+    app.health.subscribe(lambda _ready: reached.set() if app.health.state is state else None)
+    await asyncio.wait_for(reached.wait(), PATIENCE_S)
+
+
+async def engine_has_it(engine: FakeEngine) -> None:
+    """Return once a lane holds a search at the closed gate."""
+    assert await asyncio.to_thread(engine.searching.wait, PATIENCE_S)
+
+
+async def test_from_start_to_sigterm(tmp_path: Path) -> None:
+    engine, ready_file = FakeEngine(), tmp_path / "ready.json"
+    loading, go = threading.Event(), threading.Event()
+
+    def load(_path: Path) -> Any:
+        loading.set()
+        assert go.wait(PATIENCE_S)
+        return engine
+
+    async with running(tmp_path, load, ready_file=ready_file) as server:
+        assert await asyncio.to_thread(loading.wait, PATIENCE_S)
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.app.rest_port}") as client:
+            assert (await client.get("/livez")).status_code == 200
+            assert (await client.get("/readyz")).status_code == 503
+            assert (await client.post("/retrieve", json={"history": [1]})).status_code == 503
+        assert await server.grpc_status() == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert not ready_file.exists()
+        go.set()
+        await server.ready()
+        ports = json.loads(ready_file.read_text())
+        assert ports == {
+            "pid": os.getpid(),
+            "rest_port": server.app.rest_port,
+            "grpc_port": server.app.grpc_port,
+        }
+        assert (await server.client.get("/readyz")).status_code == 200
+        assert await server.grpc_status() == health_pb2.HealthCheckResponse.SERVING
+        reply = await server.client.post("/retrieve", json={"user_id": 1, "k": 3})
+        assert [item["item_id"] for item in reply.json()["items"]] == [0, 1, 2]
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await server.exit() == Exit(0)
+        assert engine.closed
+        assert server.app.health.state is HealthState.DRAINING
+
+
+async def test_sigterm_finishes_what_was_accepted_and_accepts_nothing_new(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    async with running(tmp_path, lambda _path: engine) as server:
+        await server.ready()
+        engine.gate.clear()
+        accepted = asyncio.create_task(server.client.post("/retrieve", json={"history": [1], "k": 2}))
+        await engine_has_it(engine)
+        server.app.stop()
+        await until_state(server.app, HealthState.DRAINING)
+        with pytest.raises(httpx.ConnectError):
+            while True:  # until the listener is closed, a few turns of the loop later
+                async with httpx.AsyncClient() as late:
+                    await late.get(f"http://127.0.0.1:{server.app.rest_port}/readyz")
+        assert not server.task.done()
+        engine.gate.set()
+        reply = await accepted
+        assert (reply.status_code, len(reply.json()["items"])) == (200, 2)
+        assert await server.exit() == Exit(0)
+
+
+async def test_what_never_finishes_is_given_up_after_the_grace(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    async with running(tmp_path, lambda _path: engine, drain_grace_s=0.05) as server:
+        await server.ready()
+        engine.gate.clear()
+        stuck = asyncio.create_task(server.client.post("/retrieve", json={"history": [1]}))
+        await engine_has_it(engine)
+        server.app.stop()
+        assert await server.exit() == Exit(1, threads_left=True)
+        engine.gate.set()
+        await asyncio.gather(stuck, return_exceptions=True)
+
+
+async def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    async with running(tmp_path, lambda _path: engine, drain_grace_s=3600) as server:
+        await server.ready()
+        engine.gate.clear()
+        stuck = asyncio.create_task(server.client.post("/retrieve", json={"history": [1]}))
+        await engine_has_it(engine)
+        server.app.stop()
+        server.app.stop()
+        assert await server.exit() == Exit(1, threads_left=True)
+        engine.gate.set()
+        await asyncio.gather(stuck, return_exceptions=True)
+
+
+async def test_a_signal_while_loading_ends_the_process_without_waiting_for_the_load(tmp_path: Path) -> None:
+    loading, go = threading.Event(), threading.Event()
+
+    def load(_path: Path) -> Any:
+        loading.set()
+        assert go.wait(PATIENCE_S)
+        return FakeEngine()
+
+    async with running(tmp_path, load) as server:
+        assert await asyncio.to_thread(loading.wait, PATIENCE_S)
+        server.app.stop()
+        assert await server.exit() == Exit(0, threads_left=True)
+        go.set()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ArtifactError("arrays/item_embs.npy", expected="128 bytes", found="64 bytes"),
+        ZeroDivisionError("a bug"),
+    ],
+)
+async def test_a_version_that_cannot_be_served_ends_the_process_with_1(
+    tmp_path: Path, error: Exception
+) -> None:
+    def load(_path: Path) -> Any:
+        raise error
+
+    async with running(tmp_path, load) as server:
+        assert await server.exit() == Exit(1)
+
+
+@pytest.mark.parametrize("which", ["rest_port", "grpc_port"])
+async def test_a_port_in_use_ends_the_process_with_1(tmp_path: Path, which: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        async with running(tmp_path, lambda _path: FakeEngine(), **{which: port}) as server:
+            assert await server.exit() == Exit(1)
+
+
+PROGRAM = """
+import sys
+from nann.service.app import serve
+from nann.service.settings import load_settings
+sys.exit(serve(load_settings(repository=sys.argv[1], rest_port=0, grpc_port=0, user_store="memory")))
+"""
+
+
+def test_a_damaged_version_is_one_line_that_names_file_expected_and_found(tmp_path: Path) -> None:
+    (tmp_path / "nann" / "1").mkdir(parents=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    (failure,) = [line for line in lines if line["level"] == "error"]
+    assert failure["file"].endswith("nann/1/manifest.json")
+    assert {"expected", "found"} <= set(failure)
+    assert sum(line["event"] == "settings" for line in lines) == 1
+    assert done.stdout == ""
