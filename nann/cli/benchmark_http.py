@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 client for loads: several times cheaper than a general one, so that it is not what is measured."""
+"""A small HTTP/1.1 client for loads: several times cheaper than a general one, which would be measured."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class HttpClient:
         )
         try:
             _, opened = cast(tuple[object, _Connection], await asyncio.wait_for(opening, self._timeout_s))
-        except asyncio.TimeoutError:  # noqa: UP041 (another class before 3.11)
+        except asyncio.TimeoutError:
             raise TimeoutError(f"no connection to {self._netloc} in {self._timeout_s:g} s") from None
         return opened
 
@@ -123,7 +123,9 @@ class _Connection(asyncio.Protocol):
     @override
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._fail(exc if isinstance(exc, OSError) else ConnectionResetError("the server closed the connection"))
+        self._fail(
+            exc if isinstance(exc, OSError) else ConnectionResetError("the server closed the connection")
+        )
 
     # From the parser
 

@@ -1,13 +1,11 @@
-"""What a benchmark can put its load on: a server by REST, gRPC or TF Serving's Predict, or an engine in process."""
+"""Servers that a benchmark can put its load on: by REST, by gRPC, or by TF Serving's Predict."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -17,14 +15,7 @@ from nann.cli.benchmark_http import HttpClient
 from nann.offline.benchmark.load import Outcome, Target
 from nann.offline.benchmark.users import User
 
-if TYPE_CHECKING:
-    from nann.engine.search_engine import PreparedQuery, SearchEngine
-    from nann.engine.types import Hits, Query
-    from nann.service.batcher import Batcher
-    from nann.service.registry import ServedVersion
-    from nann.service.settings import Settings
-
-__all__ = ["Ask", "engine_queries", "grpc_target", "in_process", "predict_target", "rest_target", "serve_version"]
+__all__ = ["Ask", "grpc_target", "predict_target", "rest_target"]
 
 _RETRIEVE = "/nann.retrieval.v1.RetrievalService/Retrieve"
 _PREDICT = "/tensorflow.serving.PredictionService/Predict"
@@ -203,117 +194,3 @@ def _retrieve_message(pb: Any, body: Mapping[str, Any]) -> Any:
 
 def _id(pb: Any, value: int | str) -> Any:
     return pb.Id(text=value) if isinstance(value, str) else pb.Id(number=value)
-
-
-# In process
-
-
-class _EngineTarget:
-    def __init__(
-        self,
-        engine: SearchEngine,
-        batcher: Batcher[PreparedQuery, Hits],
-        queries: Sequence[Query],
-        timeout_s: float,
-    ) -> None:
-        self._engine = engine
-        self._batcher = batcher
-        self._queries = queries
-        self._timeout_s = timeout_s
-
-    async def send(self, i: int) -> Outcome:
-        from nann.engine.errors import RetrievalError
-        from nann.service.errors import error_row
-
-        try:
-            prepared = self._engine.check(self._queries[i % len(self._queries)])
-            answer = await self._batcher.submit(prepared, deadline_s=time.monotonic() + self._timeout_s)
-        except RetrievalError as error:
-            return Outcome(error_row(error).code)
-        return Outcome(
-            service_s=answer.search_s,
-            queue_s=answer.queue_s,
-            n_scored=answer.result.n_scored,
-            batch_size=answer.batch_size,
-        )
-
-
-@asynccontextmanager
-async def in_process(
-    engine: SearchEngine, settings: Settings, ask: Ask, users: Sequence[User], *, timeout_s: float
-) -> AsyncIterator[Target]:
-    """A warmed-up engine behind the service's batcher, without transport, on this event loop."""
-    served = serve_version(engine, settings)
-    try:
-        yield _EngineTarget(engine, served.batcher, engine_queries(served, settings, ask, users), timeout_s)
-    finally:
-        await served.batcher.close()
-
-
-def serve_version(engine: SearchEngine, settings: Settings) -> ServedVersion:
-    """The engine as the server would serve it: its profiles, and a batcher of the settings' limits."""
-    from nann.service.batcher import Batcher, BatcherLimits
-    from nann.service.registry import ServedVersion
-
-    limits = BatcherLimits(
-        n_lanes=engine.n_lanes,
-        max_batch=engine.max_batch,
-        queue_limit=settings.queue_limit,
-        queue_work_limit=settings.queue_work_limit,
-        batch_wait_s=settings.batch_wait_ms / 1e3,
-    )
-    manifest = engine.manifest
-    batcher: Batcher[PreparedQuery, Hits] = Batcher(engine.search, limits)
-    return ServedVersion(manifest.model_name, manifest.version, engine, batcher, settings.default_profile)
-
-
-def engine_queries(
-    served: ServedVersion, settings: Settings, ask: Ask, users: Sequence[User]
-) -> list[Query]:
-    """The queries that the service would make of these users' requests.
-
-    Raises:
-        InvalidQuery: a parameter is out of range.
-        ValueError: a user has no history here.
-    """
-    from nann.engine.types import Query
-    from nann.service.params import result_size, search_params
-    from nann.service.types import ParamOverrides
-
-    params = search_params(
-        ParamOverrides(**ask.params) if ask.params else None,
-        ask.profile,
-        profiles=served.profiles,
-        default=served.default_params,
-        settings=settings,
-    )
-    k = result_size(ask.k, params, max_k=settings.max_k)
-    exclude_seen = settings.exclude_seen_default if ask.exclude_seen is None else ask.exclude_seen
-    queries = []
-    for user in users:
-        history = user.history
-        if history is None and user.user_id is not None:
-            history = served.engine.user_history(user.user_id)
-        if not history:
-            raise ValueError(f"user {user.user_id!r} has no history in this artifact")
-        queries.append(Query(k=k, params=params, history=history, seen=history if exclude_seen else ()))
-    return queries
-
-
-def find_version(path: Path, model: str | None) -> Path:
-    """The version that a path means: one itself, a run's index, or the newest of a model repository.
-
-    Raises:
-        ArtifactError: none of them is there.
-        ValueError: the repository has several models and none is named.
-    """
-    from nann.service.registry import find_newest_versions
-
-    for directory in (path, path / "index"):
-        if (directory / "manifest.json").is_file():
-            return directory
-    newest = find_newest_versions(path, model)
-    if len(newest) > 1:
-        raise ValueError(f"name one of the models {', '.join(newest)} by --model")
-    ((_version, directory),) = newest.values()
-    return directory

@@ -260,10 +260,11 @@ class _ArrayReader:
             raise ArtifactError(str(path), expected="a NumPy array file", found=str(error)) from error
         wanted = " × ".join("any" if axis is None else str(axis) for axis in shape)
         if array.dtype != np.dtype(dtype) or not _fits(array.shape, shape):
+            order = "" if array.dtype.isnative else "byte-swapped "
             raise ArtifactError(
                 str(path),
                 expected=f"{np.dtype(dtype).name} [{wanted}]",
-                found=f"{'' if array.dtype.isnative else 'byte-swapped '}{array.dtype.name} {list(array.shape)}",
+                found=f"{order}{array.dtype.name} {list(array.shape)}",
             )
         return array
 

@@ -54,72 +54,86 @@ class Settings(BaseSettings):
 
     repository: Path = Field(description="Model repository: <repository>/<model>/<version>/.")
     model: str | None = Field(
-        None, description="Serve this model only; by default every model of the repository."
+        default=None, description="Serve this model only; by default every model of the repository."
     )
 
-    host: str = Field("127.0.0.1", description="Address both servers listen on; 0.0.0.0 for every interface.")
-    rest_port: int = Field(8501, ge=0, le=65535, description="Port of REST; 0 takes any free one.")
-    grpc_port: int = Field(8500, ge=0, le=65535, description="Port of gRPC; 0 takes any free one.")
+    host: str = Field(
+        default="127.0.0.1", description="Address both servers listen on; 0.0.0.0 for every interface."
+    )
+    rest_port: int = Field(default=8501, ge=0, le=65535, description="Port of REST; 0 takes any free one.")
+    grpc_port: int = Field(default=8500, ge=0, le=65535, description="Port of gRPC; 0 takes any free one.")
 
     device: Literal["auto", "cpu"] = Field(
-        "auto", description="Where searches run; auto takes the best there is."
+        default="auto", description="Where searches run; auto takes the best there is."
     )
     lanes: int = Field(
-        2, ge=1, le=64, description="Searches that run at a time, each on a thread of its own."
+        default=2, ge=1, le=64, description="Searches that run at a time, each on a thread of its own."
     )
     intra_op_threads: int | None = Field(
-        None, ge=1, description="Threads one search may use in the model; by default the engine decides."
+        default=None,
+        ge=1,
+        description="Threads one search may use in the model; by default the engine decides.",
     )
-    max_batch_size: int = Field(16, ge=1, le=256, description="Queries that share one search at most.")
+    max_batch_size: int = Field(
+        default=16, ge=1, le=256, description="Queries that share one search at most."
+    )
     batch_wait_ms: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         le=1000,
         description="Hold a batch that is not full this long; 0 starts it when a lane is free.",
     )
-    queue_limit: int = Field(256, ge=1, description="Queries that may wait; one more is refused (429).")
+    queue_limit: int = Field(
+        default=256, ge=1, description="Queries that may wait; one more is refused (429)."
+    )
     queue_work_limit: int = Field(
-        4_000_000,
+        default=4_000_000,
         ge=1,
         description="Estimated items to score that may wait, summed over the waiting queries.",
     )
 
-    max_k: int = Field(1000, ge=1, description="Largest k a query may ask for.")
+    max_k: int = Field(default=1000, ge=1, description="Largest k a query may ask for.")
     max_ids: int = Field(
-        10_000, ge=1, description="Longest history, include, exclude and event list of a call."
+        default=10_000, ge=1, description="Longest history, include, exclude and event list of a call."
     )
-    max_ef: int = Field(10_000, ge=1, description="Largest ef, and largest entry of level_topn, of a query.")
-    max_beam_width: int = Field(4096, ge=1, description="Largest beam_width of a query.")
-    max_steps_limit: int = Field(4096, ge=1, description="Largest max_steps of a query.")
-    max_queries_per_call: int = Field(64, ge=1, le=10_000, description="Most queries in one batch call.")
-    max_body_bytes: int = Field(8 << 20, ge=1024, description="Largest REST request body.")
-    max_message_bytes: int = Field(8 << 20, ge=1024, description="Largest gRPC request message.")
+    max_ef: int = Field(
+        default=10_000, ge=1, description="Largest ef, and largest entry of level_topn, of a query."
+    )
+    max_beam_width: int = Field(default=4096, ge=1, description="Largest beam_width of a query.")
+    max_steps_limit: int = Field(default=4096, ge=1, description="Largest max_steps of a query.")
+    max_queries_per_call: int = Field(
+        default=64, ge=1, le=10_000, description="Most queries in one batch call."
+    )
+    max_body_bytes: int = Field(default=8 << 20, ge=1024, description="Largest REST request body.")
+    max_message_bytes: int = Field(default=8 << 20, ge=1024, description="Largest gRPC request message.")
     default_timeout_ms: float = Field(
-        10_000.0, gt=0, description="Deadline of a query that brings none; a query's own is never lengthened."
+        default=10_000.0,
+        gt=0,
+        description="Deadline of a query that brings none; a query's own is never lengthened.",
     )
 
     default_profile: str | None = Field(
-        None,
+        default=None,
         description="Search profile of a query that names none; by default balanced, where a model has it.",
     )
     exclude_seen_default: bool = Field(
-        True,
+        default=True,
         description="Whether a user's own items are left out of the answer unless the query says otherwise.",
     )
     empty_history: Literal["popular", "error"] = Field(
-        "popular",
+        default="popular",
         description="Answer to a history without one known item: popular items, marked, or an error.",
     )
 
     user_store: str | None = Field(
-        None,
+        default=None,
         description="Where live events are kept: a SQLite file, or 'memory' (lost at exit); "
         "by default <repository>/users.sqlite3.",
     )
-    user_history_limit: int = Field(200, ge=1, description="Newest live events kept for each user.")
+    user_history_limit: int = Field(default=200, ge=1, description="Newest live events kept for each user.")
 
     verify: Literal["full", "fast"] = Field(
-        "full", description="Check of a version at load: hashes, or sizes only."
+        default="full", description="Check of a version at load: hashes, or sizes only."
     )
     xla_cache_dir: Path = Field(
         default_factory=_cache_dir,
@@ -127,19 +141,19 @@ class Settings(BaseSettings):
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe line logged."
+        default="info", description="Least severe line logged."
     )
     log_format: Literal["auto", "json", "console"] = Field(
-        "auto", description="Form of log lines; auto is console on a terminal and json elsewhere."
+        default="auto", description="Form of log lines; auto is console on a terminal and json elsewhere."
     )
-    access_log: bool = Field(False, description="Log one line for each request.")
+    access_log: bool = Field(default=False, description="Log one line for each request.")
     drain_grace_s: float = Field(
-        20.0,
+        default=20.0,
         gt=0,
         description="Time that accepted requests get to finish after SIGTERM; keep it under the pod's.",
     )
     ready_file: Path | None = Field(
-        None,
+        default=None,
         description="Written once ready: JSON with pid, rest_port and grpc_port, for whoever started us.",
     )
 

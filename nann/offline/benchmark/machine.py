@@ -45,7 +45,7 @@ class Machine:
             python=platform.python_version(),
             versions={name: version for name in _PACKAGES if (version := _version(name)) is not None},
             commit=_commit(Path(__file__).resolve().parent),
-            measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),  # noqa: UP017 (3.10)
+            measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
 
     def line(self) -> str:

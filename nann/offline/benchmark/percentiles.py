@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["LatencyBlock"]
 
 _MICROSECONDS = 1e6
+_PERMILLES = (500, 750, 950, 980, 990, 999)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +42,13 @@ class LatencyBlock:
         """The block of these times; None when there are none."""
         if not len(seconds):
             return None
-        times = np.asarray(seconds, dtype=np.float64) * _MICROSECONDS
-        ranks = np.percentile(times, [50, 75, 95, 98, 99, 99.9], method="inverted_cdf")
+        times = np.sort(np.asarray(seconds, dtype=np.float64)) * _MICROSECONDS
+        # Integers, because 99.9 % of 1,000 is 999.0000000000001 in floating point, and that is rank 1,000.
+        ranks = [times[-(-len(times) * permille // 1000) - 1] for permille in _PERMILLES]
         return cls(
             len(seconds),
-            float(times.min()),
-            float(times.max()),
+            float(times[0]),
+            float(times[-1]),
             float(times.mean()),
             float(times.std()),
             *(float(rank) for rank in ranks),

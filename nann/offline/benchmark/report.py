@@ -134,7 +134,8 @@ def _overhead_block(result: Overhead) -> str:
         [
             "padding",
             f"{100 * result.padding:.1f} %",
-            f"target ≤ {100 * PADDING_TARGET:g} % of scored rows; {100 * result.padding_in_one_call:.1f} % at once",
+            f"target ≤ {100 * PADDING_TARGET:g} % of scored rows; "
+            f"{100 * result.padding_in_one_call:.1f} % at once",
         ],
         ["items scored a query", f"{result.items_scored_per_query:,.0f}", ""],
     ]

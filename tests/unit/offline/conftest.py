@@ -30,7 +30,7 @@ def _write(
     categories = (np.arange(n_items) % N_TASTES + 1).astype(np.int32)
     weights = (np.bincount(user_items, minlength=n_items) / len(user_items)).astype(np.float32)
     item_ids = np.arange(1000, 1000 + n_items, dtype=np.int64)
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "item_ids": item_ids,
         "item_categories": categories,
         "item_weights": weights,

@@ -5,7 +5,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
-from fake_engine import FakeQuery, GatedSearch, ManualTime, settle
+from fake_engine import PATIENCE_S, FakeQuery, GatedSearch, ManualTime, settle
 
 from nann.engine.errors import BackendError, DeadlineExceeded, NotReady, Overloaded
 from nann.service.batcher import Answer, Batcher, BatcherLimits, BatchObserver
@@ -62,7 +62,7 @@ class World:
         call: Coroutine[Any, Any, Answer[str]] = self.batcher.submit(
             FakeQuery(name, **query), deadline_s=deadline_s
         )
-        return asyncio.create_task(call)
+        return asyncio.create_task(asyncio.wait_for(call, PATIENCE_S))
 
     async def occupy_lane(self) -> Any:
         """Fill one lane with a batch of one; returns its held call."""
@@ -383,7 +383,7 @@ async def test_close_refuses_the_new_and_finishes_the_accepted() -> None:
     first = await world.occupy_lane()
     waiting = [world.submit("a"), world.submit("b", compat="B")]
     await settle()
-    closing = asyncio.create_task(world.batcher.close())
+    closing = asyncio.create_task(asyncio.wait_for(world.batcher.close(), PATIENCE_S))
     await settle()
     with pytest.raises(NotReady):
         await world.batcher.submit(FakeQuery("too late"))
@@ -398,7 +398,7 @@ async def test_close_does_not_wait_for_a_fill_timer() -> None:
     world = World(batch_wait_s=60.0)
     task = world.submit("a")
     await settle()
-    closing = asyncio.create_task(world.batcher.close())
+    closing = asyncio.create_task(asyncio.wait_for(world.batcher.close(), PATIENCE_S))
     (await world.search.next_call()).finish()
     await closing
     await task

@@ -81,7 +81,8 @@ def training_forward(model: RetrievalModel, history: np.ndarray, items: np.ndarr
     history_inputs = tf.constant(raw_inputs(model, history)[None], tf.float32)
     item_inputs = tf.constant(raw_inputs(model, items)[None, None], tf.float32)
     user = model.encode_history(history_inputs)
-    return model.tail(model.pair_hidden(user, model.embed_items(item_inputs))).numpy()[0]
+    scores: np.ndarray = model.tail(model.pair_hidden(user, model.embed_items(item_inputs))).numpy()
+    return scores[0]
 
 
 def served(model: RetrievalModel, history: np.ndarray, items: np.ndarray) -> np.ndarray:
@@ -89,7 +90,8 @@ def served(model: RetrievalModel, history: np.ndarray, items: np.ndarray) -> np.
     item = serving.encode_items(tf.constant(items, tf.int32))
     user = serving.encode_user(tf.constant(history, tf.int32))
     tiled = {name: tf.tile(t[None], [len(history)] + [1] * t.shape.rank) for name, t in item.items()}
-    return serving.score(user, tiled).numpy()
+    scores: np.ndarray = serving.score(user, tiled).numpy()
+    return scores
 
 
 @pytest.fixture(params=sorted(MODELS))
@@ -100,7 +102,7 @@ def model(request: pytest.FixtureRequest) -> RetrievalModel:
 def test_attention_model_is_the_published_network() -> None:
     model = randomised(AttentionDnn(ModelSpec(N_ITEMS, N_CATEGORIES)))
     items = np.arange(N_ITEMS)
-    expected = np_attention_dnn(model, histories(), items)  # type: ignore[arg-type]
+    expected = np_attention_dnn(model, histories(), items)
     assert expected.std() > 0.1
     np.testing.assert_allclose(training_forward(model, histories(), items), expected, atol=1e-4, rtol=1e-4)
 

@@ -71,7 +71,11 @@ def test_short_list_repeats_its_last_value_and_an_empty_one_is_zero() -> None:
     assert decode_tensor(tensor("DT_FLOAT", [2, 2], float_val=[1, 2]), "x").tolist() == [[1, 2], [2, 2]]
     assert decode_tensor(tensor("DT_INT32", [3]), "x").tolist() == [0, 0, 0]
     assert decode_tensor(tensor("DT_HALF", [2], half_val=[0x3C00]), "x").tolist() == [1.0, 1.0]
-    assert decode_tensor(tensor("DT_STRING", [3], string_val=[b"a", b"b"]), "x").tolist() == [b"a", b"b", b"b"]
+    assert decode_tensor(tensor("DT_STRING", [3], string_val=[b"a", b"b"]), "x").tolist() == [
+        b"a",
+        b"b",
+        b"b",
+    ]
 
 
 def test_scalars_and_empty_tensors() -> None:
