@@ -78,7 +78,7 @@ def index_command(
     emit(
         report,
         as_json=as_json,
-        words=f"{output}: {report.num_items:,} items in {report.build_s:.1f} s; unreachable before the repair "
+        words=f"{output}: {report.num_items:,} items in {report.build_s:.1f} s; unreachable before repair "
         f"{max(lost.values()):,}, after it {max(report.graph['unreachable'].values()):,}",
     )
 

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["DEMO_TRAINING", "demo_command"]
 
-# Chosen so that the whole demo ends within eight minutes on two cores: 1,500 steps of 256 learn the
-# synthetic catalogue and MovieLens-1M well past popularity (docs/results.md); NANN trains for hours.
-DEMO_TRAINING: Mapping[str, Any] = {"max_steps": 1500, "batch_size": 256, "epochs": 50, "eval_every": 500}
-DEMO_EVALUATION: Mapping[str, Any] = {"n_tune": 200, "n_report": 500}
+# Chosen for time: NANN trains for hours, this has minutes on two cores. After 300 such steps the
+# hit rate on the synthetic catalogue is twenty times that of popularity already (ADR 0004).
+DEMO_TRAINING: Mapping[str, Any] = {"max_steps": 600, "batch_size": 256, "epochs": 50, "eval_every": 200}
+DEMO_EVALUATION: Mapping[str, Any] = {"n_tune": 100, "n_report": 300}
 _N_TIMED_QUERIES = 300
 _SHOWN_HISTORY = 8
 _SHOWN_ITEMS = 10
@@ -154,16 +154,15 @@ def _summary(report: Mapping[str, Any], latency_ms: Mapping[str, float]) -> Any:
     beaten = {row["name"]: row["metrics"]["hit_rate"] for row in report["baselines"]}
 
     def against(name: str) -> str:
-        times = f" ({served['hit_rate'] / beaten[name]:.1f} times)" if beaten[name] else ""
-        return f"{100 * beaten[name]:.1f} %{times}"
+        return f"{served['hit_rate'] / beaten[name]:.1f} times" if beaten[name] else ""
 
     rows = [
-        (f"hit_rate@{k} of the served search", f"{100 * served['hit_rate']:.1f} %"),
-        *((f"hit_rate@{k} of {name}", against(name)) for name in beaten),
-        (f"recall@{k} against exhaustive search", f"{100 * served['recall']:.1f} %"),
-        ("items scored a query", f"{served['items_scored']:,.0f} of {report['num_items']:,}"),
-        ("share of the corpus scored", f"{100 * served['share_scored']:.1f} %"),
-        ("latency over REST, p50", f"{latency_ms['p50']:.1f} ms"),
-        ("latency over REST, p99", f"{latency_ms['p99']:.1f} ms"),
+        (f"hit_rate@{k} of the served search", f"{100 * served['hit_rate']:.1f} %", ""),
+        *((f"hit_rate@{k} of {name}", f"{100 * beaten[name]:.1f} %", against(name)) for name in beaten),
+        (f"recall@{k} against exhaustive search", f"{100 * served['recall']:.1f} %", ""),
+        ("items scored a query", f"{served['items_scored']:,.0f} of {report['num_items']:,}", ""),
+        ("share of the corpus scored", f"{100 * served['share_scored']:.1f} %", ""),
+        ("latency over REST, p50", f"{latency_ms['p50']:.1f} ms", ""),
+        ("latency over REST, p99", f"{latency_ms['p99']:.1f} ms", ""),
     ]
-    return table(f"{report['n_test_users']:,} held-out users", ["", "measured"], rows)
+    return table(f"{report['n_test_users']:,} held-out users", ["", "measured", "served ÷ this"], rows)

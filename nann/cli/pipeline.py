@@ -52,7 +52,7 @@ def pipeline_command(
     chosen = given(flags)
     seed = {"seed": chosen["seed"]} if "seed" in chosen else {}
     columns = column_mapping(user_column, item_column, time_column, category_column, attribute)
-    prepare = {**seed, "strict": strict, "columns": columns, "item_attributes": items}
+    prepare = {**seed, "strict": strict or None, "columns": columns, "item_attributes": items}
     options = PipelineOptions(
         name=name,
         prepare=given(prepare),

@@ -7,7 +7,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import httpx
@@ -26,6 +26,10 @@ from nann.service.user_store import MemoryUserStore
 from nann.service.wire import tf_messages
 
 
+if TYPE_CHECKING:
+    from nann.engine.search_engine import SearchEngine
+
+
 class Transports:
     """A served model, an HTTP client and a gRPC channel to it."""
 
@@ -36,7 +40,7 @@ class Transports:
         self.settings = Settings(repository=directory, **{"rest_port": 0, "grpc_port": 0, **settings})
         self.health = Health()
         self.metrics = Metrics()
-        self.registry = Registry(self.settings, self.metrics, lambda _path: engine)
+        self.registry = Registry(self.settings, self.metrics, lambda _path: cast("SearchEngine", engine))
         self.service = RetrievalService(
             self.registry,
             MemoryUserStore(history_limit=self.settings.user_history_limit),
@@ -68,7 +72,7 @@ class Transports:
                 httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as self.http,
                 grpc.aio.insecure_channel(f"127.0.0.1:{self.grpc_port}") as self.channel,
             ):
-                self.native = retrieval_pb2_grpc.RetrievalServiceStub(self.channel)
+                self.native = retrieval_pb2_grpc.RetrievalServiceStub(self.channel)  # type: ignore[no-untyped-call]
                 yield self
         finally:
             self.health.draining()

@@ -82,7 +82,7 @@ class TensorFlowScorer:
         self._lock = threading.Lock()
         try:
             self._model = self._tf.saved_model.load(str(directory))
-        except (OSError, ValueError, self._tf.errors.OpError) as error:
+        except (OSError, ValueError, IndexError, self._tf.errors.OpError) as error:
             raise ArtifactError(
                 str(directory / "saved_model.pb"), expected="a SavedModel", found=str(error).splitlines()[0]
             ) from error

@@ -18,11 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from nann.engine.search_engine import PreparedQuery, SearchEngine
 from nann.offline.benchmark.recording import RecordedSearch, RecordingGrid, RecordingScorer, ScoreCall
 from nann.offline.progress import Progress
 
 if TYPE_CHECKING:
+    from jaxtyping import Float64
+
     from nann.engine.artifacts import Verify
 
 __all__ = ["Overhead", "Saturation", "load_recording_engine", "measure_overhead"]
@@ -44,11 +48,13 @@ class Saturation:
 
 @dataclass(frozen=True, slots=True)
 class Overhead:
-    """Times are wall time of one search (of `batch` queries), a lane's share of it [ms]: medians over rounds.
+    """Times are wall time on a lane for one search of `batch` queries [ms]: of each search its median over
+    the rounds, then the mean over the searches.
 
-    `replay_ms` includes `encode_ms`, the user part of the model. `overhead` = search / replay and
-    `small_steps` = replay / (encode + one call) are medians of the rounds' ratios. `padding` is the share
-    of the rows given to the model that no query wanted. `phases` are shares of a search's time.
+    `replay_ms` and `one_call_ms` include `encode_ms`, the user part of the model. `overhead` = search /
+    replay, `small_steps` = replay / one call; `overhead_cpu` is search / replay in processor time of the
+    whole process, which other processes disturb less. `padding` is the share of the rows given to the
+    model that no query wanted. `phases` are shares of a search's time. `rounds` has the means of each.
     """
 
     lanes: int
@@ -60,6 +66,7 @@ class Overhead:
     one_call_ms: float
     overhead: float
     overhead_without_encode: float
+    overhead_cpu: float
     small_steps: float
     padding: float
     padding_in_one_call: float
@@ -125,33 +132,38 @@ def measure_overhead(
         "encode": lambda _lane, i: recorded[i].encode(scorer),
         "one_call": lambda _lane, i: _score(scorer, recorded[i], at_once[i]),
     }
-    figures: list[dict[str, float]] = []
+    wall_s: dict[str, list[np.ndarray]] = {name: [] for name in works}
+    cpu_s: dict[str, list[float]] = {name: [] for name in works}
     with progress.stage(saturation.name, total=rounds + 1, unit="rounds") as stage:
         for number in range(rounds + 1):
-            order = sorted(works, reverse=bool(number % 2))
-            timed = {name: _seconds_each(works[name], len(batches), saturation.lanes) for name in order}
-            if number:  # the first round warms caches
-                figures.append(timed)
+            for name in sorted(works, reverse=bool(number % 2)):
+                wall, cpu = _timed(works[name], len(batches), saturation.lanes)
+                if number:  # the first round warms caches
+                    wall_s[name].append(wall)
+                    cpu_s[name].append(cpu)
             stage.advance()
+    ms = {name: 1e3 * float(np.median(of_rounds, axis=0).mean()) for name, of_rounds in wall_s.items()}
     pairs = sum(record.real_pairs for record in recorded)
     n_calls = [sum(len(calls) for calls in some) for some in ([r.calls for r in recorded], at_once)]
     return Overhead(
         lanes=saturation.lanes,
         batch=saturation.batch,
         searches=len(batches),
-        **{f"{name}_ms": 1e3 * statistics.median(one[name] for one in figures) for name in works},
-        overhead=statistics.median(one["search"] / one["replay"] for one in figures),
-        overhead_without_encode=statistics.median(
-            (one["search"] - one["encode"]) / (one["replay"] - one["encode"]) for one in figures
-        ),
-        small_steps=statistics.median(one["replay"] / one["one_call"] for one in figures),
+        **{f"{name}_ms": value for name, value in ms.items()},
+        overhead=ms["search"] / ms["replay"],
+        overhead_without_encode=(ms["search"] - ms["encode"]) / (ms["replay"] - ms["encode"]),
+        overhead_cpu=statistics.median(cpu_s["search"]) / statistics.median(cpu_s["replay"]),
+        small_steps=ms["replay"] / ms["one_call"],
         padding=1 - pairs / max(sum(record.scored_rows for record in recorded), 1),
         padding_in_one_call=1 - pairs / max(sum(c.plan.shape.pairs for calls in at_once for c in calls), 1),
         calls_per_search=n_calls[0] / len(batches),
         calls_at_once_per_search=n_calls[1] / len(batches),
         items_scored_per_query=pairs / (len(batches) * saturation.batch),
         phases=_phases(engine, batches, saturation.lanes),
-        rounds=tuple({f"{name}_ms": 1e3 * seconds for name, seconds in one.items()} for one in figures),
+        rounds=tuple(
+            {f"{name}_ms": 1e3 * float(wall_s[name][number].mean()) for name in works}
+            for number in range(rounds)
+        ),
     )
 
 
@@ -167,31 +179,37 @@ def _score(scorer: RecordingScorer, recorded: RecordedSearch, calls: Sequence[Sc
         scorer.score(users, call.tiles)
 
 
-def _seconds_each(work: Callable[[int, int], object], n_works: int, lanes: int) -> float:
-    """Seconds that a lane spends on one of ``work(lane, 0 … n_works - 1)``, `lanes` of them at a time."""
+def _timed(
+    work: Callable[[int, int], object], n_works: int, lanes: int
+) -> tuple[Float64[np.ndarray, " n"], float]:
+    """Do ``work(lane, 0 … n_works - 1)``, `lanes` of them at a time.
+
+    Returns the seconds that each took, and those of processor time that all took.
+    """
     numbers = iter(range(n_works))  # shared: whoever is free takes the next
     ready = threading.Barrier(lanes)
-    busy_s = [0.0] * lanes
+    wall_s = np.zeros(n_works)
     failures: list[BaseException] = []
 
     def run(lane: int) -> None:
         ready.wait()
-        started_s = time.perf_counter()
         try:
             for number in numbers:
+                started_s = time.perf_counter()
                 work(lane, number)
+                wall_s[number] = time.perf_counter() - started_s
         except BaseException as error:
             failures.append(error)
-        busy_s[lane] = time.perf_counter() - started_s
 
     threads = [threading.Thread(target=run, args=(lane,), daemon=True) for lane in range(lanes)]
+    started_s = time.process_time()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     if failures:
         raise failures[0]
-    return sum(busy_s) / n_works  # a lane that waits for another's last work is not counted
+    return wall_s, time.process_time() - started_s
 
 
 def _phases(engine: SearchEngine, batches: Sequence[Sequence[PreparedQuery]], lanes: int) -> dict[str, float]:
@@ -202,7 +220,7 @@ def _phases(engine: SearchEngine, batches: Sequence[Sequence[PreparedQuery]], la
         clocks[lane].start()
         return engine.search(batches[i], lane, clocks[lane].end)
 
-    _seconds_each(search, len(batches), lanes)
+    _timed(search, len(batches), lanes)
     seconds: dict[str, float] = defaultdict(float)
     for clock in clocks:
         for phase, phase_s in clock.seconds.items():

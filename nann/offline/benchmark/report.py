@@ -130,6 +130,7 @@ def _overhead_block(result: Overhead) -> str:
             f"{result.overhead:.3f}",
             f"target ≤ {OVERHEAD_TARGET:g}; {result.overhead_without_encode:.3f} without the user part",
         ],
+        ["  in processor time", f"{result.overhead_cpu:.3f}", ""],
         ["replay / at once", f"{result.small_steps:.3f}", "what small steps cost"],
         [
             "padding",

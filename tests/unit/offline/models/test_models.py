@@ -73,7 +73,7 @@ def np_attention_dnn(model: AttentionDnn, history: np.ndarray, items: np.ndarray
     joined = np.concatenate([attended, np.broadcast_to(item, (len(history), *item.shape))], -1)
     for block in (model.score_1, model.score_2, model.score_3, model.score_4):
         joined = np_block(block, joined)
-    return joined[..., 0]
+    return np.asarray(joined[..., 0])
 
 
 def training_forward(model: RetrievalModel, history: np.ndarray, items: np.ndarray) -> np.ndarray:
@@ -82,7 +82,7 @@ def training_forward(model: RetrievalModel, history: np.ndarray, items: np.ndarr
     item_inputs = tf.constant(raw_inputs(model, items)[None, None], tf.float32)
     user = model.encode_history(history_inputs)
     scores: np.ndarray = model.tail(model.pair_hidden(user, model.embed_items(item_inputs))).numpy()
-    return scores[0]
+    return np.asarray(scores[0])
 
 
 def served(model: RetrievalModel, history: np.ndarray, items: np.ndarray) -> np.ndarray:

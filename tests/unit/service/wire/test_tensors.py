@@ -178,6 +178,7 @@ def test_any_bytes_decode_or_are_refused(raw: bytes) -> None:
     assert_decodes_or_refuses(proto)
 
 
+@pytest.mark.slow
 def test_matches_tensorflow_where_it_is_imported() -> None:
     """Our reading of TensorFlow's own encodings, and TensorFlow's reading of ours."""
     tf = pytest.importorskip("tensorflow")
