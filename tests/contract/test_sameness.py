@@ -45,7 +45,7 @@ class ReplayScorer:
         raise AssertionError("no recorded user has one")
 
     def score(self, users: Any, tiles: Tiles) -> np.ndarray:
-        items = tiles.items["item_index"].astype(np.int64)
+        items = tiles.items["item_index"][..., 0].astype(np.int64)
         return self._recorded[users[tiles.tile_query][:, None], items]
 
     def warm_up(self) -> None:

@@ -25,7 +25,6 @@ from nann.service.settings import Settings
 from nann.service.user_store import MemoryUserStore
 from nann.service.wire import tf_messages
 
-
 if TYPE_CHECKING:
     from nann.engine.search_engine import SearchEngine
 

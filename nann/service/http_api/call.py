@@ -159,7 +159,7 @@ async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({task}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise _ClientGone
         return task.result()
