@@ -87,6 +87,9 @@ def benchmark_command(
     exclude_seen: Annotated[
         bool | None, typer.Option("--exclude-seen/--include-seen", help="By default the server's setting.")
     ] = None,
+    with_attributes: Annotated[
+        bool, typer.Option("--with-attributes", help="Answers carry the items' attributes.")
+    ] = False,
     timeout: Annotated[float, typer.Option(help="Seconds a request may take.")] = 30.0,
     predict: Annotated[
         bool, typer.Option("--predict", help="gRPC: TF Serving's Predict with NANN's inputs (noise).")
@@ -110,7 +113,7 @@ def benchmark_command(
     engine_flags = given({flag.name: flags[flag.name] for flag in _ENGINE_FLAGS})
     if url is not None and engine_flags:
         raise typer.BadParameter(f"--{next(iter(engine_flags)).replace('_', '-')} is for a run in process")
-    ask = Ask(k, model, profile, params or None, exclude_seen, by_user_id)
+    ask = Ask(k, model, profile, params or None, exclude_seen, by_user_id, with_attributes)
     if overhead:
         if url is not None or repository is None:
             raise typer.BadParameter("--overhead measures in process: give --repository and no --url")

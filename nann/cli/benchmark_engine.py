@@ -106,7 +106,15 @@ def engine_queries(served: ServedVersion, settings: Settings, ask: Ask, users: S
             history = served.engine.user_history(user.user_id)
         if not history:
             raise ValueError(f"user {user.user_id!r} has no history in this artifact")
-        queries.append(Query(k=k, params=params, history=history, seen=history if exclude_seen else ()))
+        queries.append(
+            Query(
+                k=k,
+                params=params,
+                history=history,
+                seen=history if exclude_seen else (),
+                with_attributes=ask.with_attributes,
+            )
+        )
     return queries
 
 

@@ -19,6 +19,7 @@ __all__ = ["Ask", "grpc_target", "predict_target", "rest_target"]
 
 _RETRIEVE = "/nann.retrieval.v1.RetrievalService/Retrieve"
 _PREDICT = "/tensorflow.serving.PredictionService/Predict"
+_PLAIN_FIELDS = ("k", "model", "profile", "exclude_seen", "with_attributes")
 _MAX_MESSAGE_BYTES = 64 << 20  # answers of any k the server allows
 
 
@@ -32,6 +33,7 @@ class Ask:
     params: Mapping[str, Any] | None = None
     exclude_seen: bool | None = None
     by_user_id: bool = False
+    with_attributes: bool = False
 
     def body(self, user: User) -> dict[str, Any]:
         """POST /retrieve's body for one user; ValueError when the user lacks what it needs."""
@@ -41,6 +43,7 @@ class Ask:
             "profile": self.profile,
             "params": dict(self.params) if self.params else None,
             "exclude_seen": self.exclude_seen,
+            "with_attributes": self.with_attributes,
         }
         by_user_id = self.by_user_id or user.history is None
         subject = "user_id" if by_user_id else "history"
@@ -180,9 +183,7 @@ async def _unary(url: str, method: str, decode: Any) -> AsyncIterator[_Send]:
 
 
 def _retrieve_message(pb: Any, body: Mapping[str, Any]) -> Any:
-    message = pb.RetrieveRequest(
-        **{name: body[name] for name in ("k", "model", "profile", "exclude_seen") if name in body}
-    )
+    message = pb.RetrieveRequest(**{name: body[name] for name in _PLAIN_FIELDS if name in body})
     if "params" in body:
         message.params.CopyFrom(pb.SearchParams(**body["params"]))
     if "user_id" in body:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DEMO_TRAINING", "demo_command"]
 
-# Chosen for time: NANN trains for hours, this has minutes on two cores. After 300 such steps the
-# hit rate on the synthetic catalogue is twenty times that of popularity already (ADR 0004).
+# Chosen for time: NANN trains for hours, this has minutes on two cores. After 300 such steps the hit
+# rate on the synthetic catalogue is twenty times that of popularity already (docs/adr/0005).
 DEMO_TRAINING: Mapping[str, Any] = {"max_steps": 600, "batch_size": 256, "epochs": 50, "eval_every": 200}
 DEMO_EVALUATION: Mapping[str, Any] = {"n_tune": 100, "n_report": 300}
 _N_TIMED_QUERIES = 300

@@ -64,7 +64,7 @@ class RetrieveRequest:
     timeout_ms: float | None = None
     strict: bool = False
     explain: bool = False
-    with_attributes: bool = False
+    with_attributes: bool = True
 
 
 @dataclass(frozen=True, slots=True)

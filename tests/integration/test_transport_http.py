@@ -27,7 +27,7 @@ async def test_the_reply_is_the_contracts(world: Transports) -> None:
     body = response.json()
     assert list(body) == ["items", "model", "version", "n_scored", "timings_ms", "notes"]
     assert [item["item_id"] for item in body["items"]] == [1, 2, 3]
-    assert body["items"][1] == {"item_id": 2, "score": -1.0}
+    assert body["items"][1] == {"item_id": 2, "score": -1.0, "attributes": {"title": "title of 2"}}
     assert (body["model"], body["version"], body["n_scored"]) == ("nann", 1, 100)
     assert set(body["timings_ms"]) == {"queue", "search", "total"}
     assert {"code": "unknown_history_items", "message": "skipped", "count": 1} in body["notes"]
@@ -36,7 +36,7 @@ async def test_the_reply_is_the_contracts(world: Transports) -> None:
 async def test_defaults_and_options(world: Transports) -> None:
     body = (await world.http.post("/retrieve", json={"user_id": 1})).json()
     assert len(body["items"]) == 200
-    options = {"history": [1], "exclude_seen": False, "explain": True, "with_attributes": True}
+    options = {"history": [1], "exclude_seen": False, "explain": True}
     body = (await world.http.post("/retrieve", json={**options, "include_ids": [1, 5]})).json()
     assert body["items"][0] == {"item_id": 1, "score": 0.0, "attributes": {"title": "title of 1"}}
     assert body["explain"]["steps"] == 3
@@ -49,7 +49,9 @@ async def test_defaults_and_options(world: Transports) -> None:
 async def test_string_ids(tmp_path: Path) -> None:
     engine = FakeEngine(item_id_type="str", user_id_type="str")
     async with Transports(tmp_path, engine).open() as world:
-        body = (await world.http.post("/retrieve", json={"history": ["item0"], "k": 1})).json()
+        body = (
+            await world.http.post("/retrieve", json={"history": ["item0"], "k": 1, "with_attributes": False})
+        ).json()
         assert body["items"] == [{"item_id": "item1", "score": 0.0}]
 
 

@@ -25,6 +25,7 @@ __all__ = ["TensorFlowScorer", "configure_tensorflow"]
 # and the two round differently. With Eigen alone a pair's score is bit-equal in every shape of the grid,
 # at 3 to 5 % more time (docs/adr/0004-scoring-shapes.md).
 _BIT_EQUAL_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
+_ALIGNMENT_BYTES = 64
 _REQUIRED = ("encode_user", "encode_items", "score")
 
 
@@ -128,8 +129,7 @@ class TensorFlowScorer:
         return self._encode(self._encode_comm_seq, "comm_seq", comm_seq)
 
     def score(self, users: Any, tiles: Tiles) -> Float32[np.ndarray, "tiles rows"]:
-        from_dlpack = self._tf.experimental.dlpack.from_dlpack
-        items = [from_dlpack(tiles.items[name].__dlpack__()) for name in self._item_names]
+        items = [self._tensor(tiles.items[name]) for name in self._item_names]
         self._count("score", *items[0].shape[:2])
         return self._run(self._score, *users, self._tf.constant(tiles.tile_query), *items)  # type: ignore[no-any-return]
 
@@ -170,6 +170,16 @@ class TensorFlowScorer:
     def _run(self, function: Any, *arguments: Any) -> Any:
         with _errors_of(self._tf):
             return function(*arguments).numpy()
+
+    def _tensor(self, array: np.ndarray) -> Any:
+        """The array as a tensor, shared where it can be.
+
+        XLA's programs load aligned vectors from their arguments, whatever TensorFlow was handed: one
+        that starts elsewhere than at a cache line crashes the process, so it is copied.
+        """
+        if array.ctypes.data % _ALIGNMENT_BYTES:
+            return self._tf.constant(array)
+        return self._tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
     def _count(self, *shape: Any) -> None:
         if shape not in self._shapes:

@@ -66,16 +66,18 @@ def overhead_text(results: Sequence[Overhead], machine: Machine, workload: Mappi
 def _load_block(result: LoadResult) -> str:
     pooled = result.pooled
     shown = {name: title for name, title in _COLUMNS.items() if getattr(pooled, name) is not None}
+    if result.load.rate_qps is None:
+        shown.pop("send_delay", None)  # a closed loop has no schedule to be late for
     table = [["µs", *shown.values()]]
     for field in fields(LatencyBlock):
         table.append([_ROWS[field.name], *(f"{getattr(getattr(pooled, n), field.name):,.0f}" for n in shown)])
     facts = [
         f"throughput {_number(result.median(lambda one: one.throughput_qps), 1)} answers/s",
         f"failures {pooled.failures:,} of {pooled.requests:,}{_errors(pooled)}",
-        f"items scored {_number(pooled.mean_items_scored, 0)} a query",
+        f"items scored a query {_number(pooled.mean_items_scored, 0)}",
         f"batch size {_number(pooled.mean_batch_size, 2)}",
     ]
-    title = f"{result.load.name} ({len(result.rounds)} rounds)"
+    title = f"{result.load.name} (rounds: {len(result.rounds)})"
     return "\n".join([title, *_aligned(table), "  " + "; ".join(facts)])
 
 
@@ -148,7 +150,7 @@ def _overhead_block(result: Overhead) -> str:
 
 
 def _words(workload: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in workload.items() if value is not None)
+    return ", ".join(f"{name} {value}" for name, value in workload.items() if value not in (None, False))
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -34,7 +34,9 @@ class ItemReply(BaseModel):
 
     item_id: int | str
     score: float
-    attributes: dict[str, JsonValue] | None = Field(None, description="With `with_attributes` only.")
+    attributes: dict[str, JsonValue] | None = Field(
+        None, description="What the model knows of the item; left out with `with_attributes` false."
+    )
 
 
 class NoteReply(BaseModel):

@@ -54,7 +54,7 @@ def request_of_proto(message: pb.RetrieveRequest) -> RetrieveRequest:
         timeout_ms=_optional(message, "timeout_ms"),
         strict=message.strict,
         explain=message.explain,
-        with_attributes=message.with_attributes,
+        with_attributes=message.with_attributes if message.HasField("with_attributes") else True,
     )
 
 

@@ -134,7 +134,9 @@ class RetrieveBody(_Body):
     timeout_ms: _Number | None = Field(None, description="Give up after this long (504).")
     strict: StrictBool = Field(False, description="Refuse unknown item ids instead of skipping them.")
     explain: StrictBool = Field(False, description="Add how the search went.")
-    with_attributes: StrictBool = Field(False, description="Add each item's attributes.")
+    with_attributes: StrictBool = Field(
+        True, description="Add each item's attributes; false for smaller replies."
+    )
 
 
 class BatchBody(_Body):

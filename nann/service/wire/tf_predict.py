@@ -123,6 +123,7 @@ def predict_call(message: Any, metadata: ModelMetadata) -> PredictCall:
     widths = tuple(level_topn.tolist())
     requests = [
         RetrieveRequest(
+            with_attributes=False,  # a tensor has no place for them
             comm_seq=row,
             model=metadata.model,
             version=metadata.version,

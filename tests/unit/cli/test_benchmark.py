@@ -70,7 +70,7 @@ def test_wrong_usage_is_exit_2_and_says_what_to_do(arguments: list[str], words: 
     [
         (Ask(), User(user_id=7, history=[1, 2])),
         (Ask(by_user_id=True), User(user_id=7, history=[1, 2])),
-        (Ask(), User(user_id="seven")),
+        (Ask(with_attributes=True), User(user_id="seven")),
         (
             Ask(k=5, model="m", profile="fast", params={"ef": 9, "beam_width": 3}, exclude_seen=False),
             User(history=["a", "b"]),

@@ -112,6 +112,7 @@ def test_report_has_the_blocks_and_says_what_was_not_told() -> None:
     ):
         assert words in text, words
     assert "queue wait" not in text  # no request told of one
+    assert "sent late by" not in text  # a closed loop has no schedule
     assert machine.line() in text
     assert "profile" not in text
     data = load_json(results, machine, {"model": "nann"})
@@ -124,6 +125,7 @@ def test_report_of_a_load_that_only_failed() -> None:
     pooled = failed[0].summary
     text = load_text([LoadResult(Load(rate_qps=5), pooled, failed)], Machine.here(), {})
     assert "failures 1 of 1 (overloaded 1)" in text
+    assert "sent late by" in text
 
 
 def test_machine_names_itself() -> None:

@@ -38,7 +38,7 @@ REQUEST: dict[str, Any] = {
     "timeout_ms": 12.5,
     "strict": True,
     "explain": True,
-    "with_attributes": True,
+    "with_attributes": False,
 }
 # Chosen by TensorFlow Serving's ModelSpec alone; the native contract has no labels.
 ONLY_IN_TENSORFLOW_SERVING = {"label"}
