@@ -22,6 +22,7 @@ from nann.cli.prepare import prepare_command
 from nann.cli.query import query_command
 from nann.cli.serve import serve_command
 from nann.cli.train import train_command
+from nann.engine.scoring.native_log import quiet_native_log
 
 __all__ = ["app", "main", "run"]
 
@@ -83,6 +84,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """Entry point of the ``nann`` script."""
+    quiet_native_log()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -380,7 +380,15 @@ class SearchEngine:
         for params in (SearchParams(), SearchParams(policy="level", level_topn=topn)):
             for exclude in ((), some[:1]):
                 queries = [
-                    self.check(Query(k=8, params=params, history=some[: n + 1], exclude=exclude))
+                    self.check(
+                        Query(
+                            k=8,
+                            params=params,
+                            history=some[: n + 1],
+                            exclude=exclude,
+                            with_attributes=True,
+                        )
+                    )
                     for n in range(2)
                 ]
                 walked = [q for q in queries if q.retriever == "hnsw"]

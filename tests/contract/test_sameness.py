@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import attention, publish
 from engine_world import make_world
+from tiny_models import attention, publish
 
 from nann.engine.artifacts import Artifact
 from nann.engine.backend import Tiles

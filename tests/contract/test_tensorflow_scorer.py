@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from damage import edit_manifest
-from tiny_models import TinyModel, make_model_world
+from engine_world import make_world
+from tiny_models import TinyModel, integer_dot, make_model_world, publish
 
 from nann.engine.artifacts import read_manifest
 from nann.engine.backend import Tiles
@@ -177,3 +178,21 @@ def test_flags_of_the_operator_are_kept(monkeypatch) -> None:
     tensorflow_scorer._add_flag("XLA_FLAGS", "--a=1")
     tensorflow_scorer._add_flag("XLA_FLAGS", "--a=2")
     assert os.environ["XLA_FLAGS"] == "--xla_dump_to=/nowhere --a=1"
+
+
+@pytest.mark.parametrize("offset_bytes", [2, 8, 16, 32])
+def test_item_tensors_may_start_anywhere_in_memory(tmp_path, offset_bytes) -> None:
+    """XLA's programs for this model crash the process on an argument that is not aligned."""
+    world = make_world(tmp_path / "1", num_items=N)
+    model = integer_dot(world.item_vectors, history_length=6)
+    publish(model, world.directory)
+    scorer = load(world.directory)
+    users = scorer.encode_history(np.array([[3, 1, 4, -1, -1, -1]], np.int32))
+    table = model.item_state()["item_vector"]
+    raw = np.zeros(table.nbytes + 128, np.uint8)
+    start = -raw.ctypes.data % 64 + offset_bytes
+    moved = raw[start : start + table.nbytes].view(np.float16).reshape(1, *table.shape)
+    moved[:] = table
+    found = scorer.score(users, Tiles(np.zeros(1, np.int32), {"item_vector": moved}))[0]
+    vectors = world.item_vectors.astype(np.float32)
+    assert found.tolist() == (vectors @ vectors[[3, 1, 4]].sum(axis=0)).tolist()
