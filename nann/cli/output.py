@@ -45,7 +45,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 
 def _is_number(cell: object) -> bool:
-    return isinstance(cell, int | float) or str(cell)[:1].isdigit()
+    return str(cell).lstrip("-")[:1].isdigit() or cell == ""
 
 
 def _plain(value: Any) -> Any:

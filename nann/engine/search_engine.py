@@ -18,7 +18,7 @@ import numpy as np
 from nann.engine.artifacts import Artifact, Manifest, Verify
 from nann.engine.backend import Admission
 from nann.engine.catalog import Catalog
-from nann.engine.cpu.backend import CpuBackend
+from nann.engine.cpu.backend import CpuBackend, in_huge_pages
 from nann.engine.errors import BackendError, InvalidQuery, Unsupported
 from nann.engine.filters import FilterCache
 from nann.engine.retrievers.exhaustive import ExhaustiveRetriever
@@ -70,11 +70,13 @@ class SearchEngine:
         self._scorer = scorer
         self._catalog = Catalog(artifact)
         self._filters = FilterCache(self._catalog.table)
+        neighbors = [in_huge_pages(table) for table in artifact.neighbors]
+        item_state = {name: in_huge_pages(table) for name, table in artifact.item_state.items()}
         backends = [
             CpuBackend(
                 num_items=artifact.num_items,
-                neighbors=artifact.neighbors,
-                item_state=artifact.item_state,
+                neighbors=neighbors,
+                item_state=item_state,
                 max_batch=max_batch,
                 max_pairs=scorer.grid.max_rows,
             )
@@ -127,7 +129,7 @@ class SearchEngine:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of the mapped tables that every lane shares."""
+        """Bytes of the tables that every lane shares."""
         tables = (*self._artifact.neighbors, *self._artifact.item_state.values())
         return sum(table.nbytes for table in tables)
 

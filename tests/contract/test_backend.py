@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def make(request):
 
 def rows_of(candidates: Candidates) -> list[list[int]]:
     splits = candidates.row_splits
-    return [candidates.item_index[a:b].tolist() for a, b in zip(splits[:-1], splits[1:], strict=True)]
+    return [candidates.item_index[a:b].tolist() for a, b in pairwise(splits)]
 
 
 def admission(draw: Any) -> Admission | None:

@@ -1,4 +1,4 @@
-"""What only the TensorFlow scorer can get wrong: the SavedModel, the manifest beside it, TensorFlow's errors."""
+"""What only the TensorFlow scorer can get wrong: SavedModel, manifest, memory, TensorFlow's errors."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_an_error_of_tensorflow_becomes_a_backend_error(published, scorer) -> No
     users = scorer.encode_history(np.full((1, model.history_length), -1, np.int32))
     scorer._score = scorer._encode_history = exhausted
     try:
-        with pytest.raises(BackendError, match="^the model failed: out of memory$"):
+        with pytest.raises(BackendError, match=r"^the model failed: out of memory$"):
             scorer.score(users, tiles(model))
         with pytest.raises(BackendError, match="out of memory"):
             scorer.encode_history(np.full((1, model.history_length), -1, np.int32))

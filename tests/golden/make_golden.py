@@ -37,6 +37,8 @@ def queries(world: World) -> dict[str, dict[str, Any]]:
     level = {"policy": "level", "level_topn": [4, 6, 8, 8, 8, 10]}
     exhaustive = {"policy": "exhaustive"}
     embedded = world.item_vectors[[3, 50, 7, 99]].astype(int).ravel().tolist() + [0] * 16
+    some = {"category": [1, 3], "year": {"gte": 1990}}
+    half = {"genres": {"contains": "b"}}
     return {
         "best_first narrow": {"k": 5, "params": narrow, "history": history},
         "best_first wide": {"k": 20, "params": wide, "history": history},
@@ -50,8 +52,8 @@ def queries(world: World) -> dict[str, dict[str, Any]]:
         "exhaustive": {"k": 20, "params": exhaustive, "history": history},
         "exhaustive all": {"k": 500, "params": exhaustive, "history": ids[5:7]},
         "exhaustive comm_seq": {"k": 20, "params": exhaustive, "comm_seq": embedded},
-        "filter": {"k": 6, "params": exhaustive, "history": history, "filter": {"category": [1, 3], "year": {"gte": 1990}}},
-        "filter of a list": {"k": 6, "params": narrow, "history": history, "filter": {"genres": {"contains": "b"}}},
+        "filter": {"k": 6, "params": exhaustive, "history": history, "filter": some},
+        "filter of a list": {"k": 6, "params": narrow, "history": history, "filter": half},
         "include, exclude, seen": {
             "k": 30, "params": narrow, "history": [*history, -1], "include": ids[:50],
             "exclude": ids[:5], "seen": history, "with_attributes": True,

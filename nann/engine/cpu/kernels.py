@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numba
 import numpy as np
 
+from nann.engine.cpu.prefetch import prefetch
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float32, Int32, Int64, UInt, UInt8, UInt64
 
@@ -24,6 +26,9 @@ _32 = np.uint64(32)
 _6 = np.uint64(6)
 _63 = np.uint64(63)
 _1 = np.uint64(1)
+_CACHE_LINE_BYTES = 64
+# Rows to ask for ahead of their use: enough to cover a memory access, few enough to stay in cache.
+_ROWS_AHEAD = 8
 
 
 def pack(scores: Float32[np.ndarray, " n"], item_index: Int32[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
@@ -83,10 +88,15 @@ def expand(
     """Unvisited neighbours of each query's frontier, in frontier then neighbour order, visited now."""
     n = 0
     out_splits[0] = 0
+    line = _CACHE_LINE_BYTES // neighbors.itemsize
     for b in range(count.size):
-        for j in range(count[b]):
-            row = neighbors[frontier[b, j]]
-            for item in row:
+        for j in range(-_ROWS_AHEAD, count[b]):
+            if j + _ROWS_AHEAD < count[b]:
+                for column in range(0, neighbors.shape[1], line):
+                    prefetch(neighbors, np.int64(frontier[b, j + _ROWS_AHEAD]), column)
+            if j < 0:
+                continue
+            for item in neighbors[frontier[b, j]]:
                 if item < 0:  # rows are padded at their end
                     break
                 if not _test_and_set(visited[b], item):
@@ -242,7 +252,13 @@ def gather_rows(
     first: int,
 ) -> None:
     """``out[first + j] = table[item_index[j]]``; rows are moved as whole words whatever their dtype."""
-    for j in range(item_index.size):
-        source = item_index[j]
-        for w in range(table.shape[1]):
-            out[first + j, w] = table[source, w]
+    words = table.shape[1]
+    line = _CACHE_LINE_BYTES // table.itemsize
+    for j in range(-_ROWS_AHEAD, item_index.size):
+        if j + _ROWS_AHEAD < item_index.size:
+            for word in range(0, words, line):
+                prefetch(table, np.int64(item_index[j + _ROWS_AHEAD]), word)
+        if j >= 0:
+            source = item_index[j]
+            for word in range(words):
+                out[first + j, word] = table[source, word]

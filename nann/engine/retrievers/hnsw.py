@@ -58,9 +58,12 @@ class HnswRetriever:
             candidates = backend.expand(beam, frontier, stage.level)
             probe("expand")
             stage = following
-        remainder = self._score_remainder(users, beam, batch, probe)
+        wanted = [query.k for query in batch]
+        found = backend.to_host(beam, wanted)
+        remainder = self._score_remainder(users, beam, batch, [rows.size for rows, _ in found], probe)
+        if any(remainder):
+            found = backend.to_host(beam, wanted)
         per_query = np.stack(counts, axis=1)
-        found = backend.to_host(beam, [query.k for query in batch])
         return [
             Answer(
                 item_index,
@@ -73,17 +76,21 @@ class HnswRetriever:
         ]
 
     def _score_remainder(
-        self, users: Any, beam: Beam, batch: Sequence[PreparedQuery], probe: Callable[[str], None]
+        self,
+        users: Any,
+        beam: Beam,
+        batch: Sequence[PreparedQuery],
+        n_found: Sequence[int],
+        probe: Callable[[str], None],
     ) -> list[int]:
         """`best_first` promises k items whenever k are admissible: score what the walk never reached."""
         if batch[0].params.policy != "best_first":
             return [0] * len(batch)
-        found = self._backend.to_host(beam, [query.k for query in batch])
         scored = []
         for b, query in enumerate(batch):
             admission = query.admission
             wanted = min(query.k, self._num_items if admission is None else admission.count)
-            if found[b][0].size >= wanted:
+            if n_found[b] >= wanted:
                 scored.append(0)
                 continue
             rest = self._backend.unvisited(beam, b)

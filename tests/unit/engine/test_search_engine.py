@@ -277,6 +277,24 @@ def test_an_unreached_remainder_is_scored_and_counted(tmp_path) -> None:
     assert hits.n_scored == 120
 
 
+def test_of_the_remainder_only_admissible_items_are_scored(tmp_path) -> None:
+    world = make_world(tmp_path / "1", num_items=3000)
+    rewrite(world.directory / "arrays" / "neighbors_level_0.npy", lambda t: np.full_like(t, -1))
+    reseal(world.directory)
+    start = set(world.engine().check(query(world)).starts.tolist())
+    excluded = [i for i in range(1000, 1030) if i not in start][:20]
+    inside = {i for i in start | set(excluded) if i % 2}  # the odd ones are of the genre "b"
+    odd = {"genres": {"contains": "b"}}
+    for fields, rest in (
+        ({}, 3000 - len(start)),
+        ({"exclude": world.item_ids[excluded].tolist()}, 3000 - len(start) - 20),
+        ({"exclude": world.item_ids[excluded].tolist(), "filter": odd}, 1500 - len(inside)),
+    ):
+        hits = ask(world.engine(), query(world, k=30, **fields))
+        assert codes(hits) == {"remainder_scored": rest}
+        assert len(hits.item_ids) == 30
+
+
 def test_an_empty_include_list_admits_nothing(world, engine) -> None:
     for params in (SMALL, EXHAUSTIVE, LEVEL):
         hits = ask(engine, query(world, params=params, include=[]))

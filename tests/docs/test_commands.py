@@ -1,0 +1,145 @@
+"""The command line as the documents show it: commands, flags and defaults exist, none is left out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import typer.main
+from documents import (
+    DOCS,
+    ROOT,
+    command_lines,
+    field_defaults,
+    inline_code,
+    markdown_files,
+    plain,
+    section,
+    table,
+)
+
+from nann.cli.main import app
+from nann.offline.build_index import PRESETS, GraphOptions
+
+GROUP: Any = typer.main.get_command(app)
+COMMANDS: dict[str, Any] = GROUP.commands
+OFFLINE = (DOCS / "offline.md").read_text(encoding="utf-8")
+TABLED = ("prepare", "train", "extract", "index", "evaluate", "export")
+HELP = {"--help", "-h"}
+# Flags of other programs that a document may name.
+OTHERS = {"--logdir"}
+
+
+def _flags(command: Any) -> set[str]:
+    named = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    return named | HELP
+
+
+def _parse(words: list[str]) -> None:
+    """Fails like the command would on an unknown command or flag, a missing or a wrong value."""
+    assert words[0] == "nann"
+    name, *arguments = words[1:]
+    command = COMMANDS[name]
+    context = click.Context(command, info_name=name)
+    values, rest, _ = command.make_parser(context).parse_args(list(arguments))
+    assert not rest, f"{rest} left over"
+    for parameter in command.params:
+        given = values.get(parameter.name)
+        if parameter.required:
+            assert given is not None, f"{parameter.opts[0]} is required"
+        if given is None or isinstance(given, bool) or "Path" in type(parameter.type).__name__:
+            continue
+        for value in given if isinstance(given, list) else [given]:
+            parameter.type.convert(value, parameter, context)
+
+
+def _commands(program: str) -> list[Any]:
+    return [
+        pytest.param(words, id=f"{path.relative_to(ROOT)}-{n}")
+        for path in markdown_files()
+        for n, words in enumerate(command_lines(path.read_text(encoding="utf-8")))
+        if words[0] == program
+    ]
+
+
+def test_every_command_is_listed() -> None:
+    rows = table((DOCS / "README.md").read_text(encoding="utf-8"), "command", "what it does")
+    assert {plain(row["command"]).removeprefix("nann ") for row in rows} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("words", _commands("nann"))
+def test_a_command_line_is_understood(words: list[str]) -> None:
+    _parse(words)
+
+
+@pytest.mark.parametrize("words", _commands("make"))
+def test_a_make_target_exists(words: list[str]) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in [word for word in words[1:] if "=" not in word]:
+        assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_readme_shows_commands() -> None:
+    readme = list(command_lines((ROOT / "README.md").read_text(encoding="utf-8")))
+    assert {"nann", "make"} <= {words[0] for words in readme}
+
+
+@pytest.mark.parametrize("path", markdown_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_and_flags_in_inline_code_exist(path: Path) -> None:
+    everything = set().union(*map(_flags, COMMANDS.values()), _flags(GROUP), OTHERS)
+    unknown = []
+    for code in inline_code(path.read_text(encoding="utf-8")):
+        words = code.split()
+        own = words[0] == "nann" and len(words) > 1 and words[1].islower()
+        if own and words[1] not in COMMANDS:
+            unknown.append(code)
+            continue
+        known = _flags(COMMANDS[words[1]]) if own else everything
+        if own or words[0].startswith("--"):
+            unknown += [flag for flag in re.findall(r"(?<!\S)--[a-z][a-z-]*", code) if flag not in known]
+    assert not unknown
+
+
+@pytest.mark.parametrize("name", TABLED)
+def test_the_table_of_a_command_has_every_flag(name: str) -> None:
+    rows = table(section(OFFLINE, f"nann {name}"), "flag", "default", "meaning")
+    written = {plain(row["flag"]) for row in rows}
+    assert written == {parameter.opts[0] for parameter in COMMANDS[name].params} - HELP
+
+
+@pytest.mark.parametrize("name", TABLED)
+def test_the_defaults_in_a_table_are_those_of_the_command(name: str) -> None:
+    offline = ROOT / "nann" / "offline"
+    defaults: dict[str, Any] = {
+        "train": lambda: field_defaults(offline / "train.py", "TrainConfig"),
+        "evaluate": lambda: field_defaults(offline / "evaluate.py", "EvaluateOptions"),
+        "index": lambda: {**vars_of(GraphOptions()), "preset": "default", "graph_seed": GraphOptions().seed},
+    }.get(name, dict)()
+    rows = table(section(OFFLINE, f"nann {name}"), "flag", "default", "meaning")
+    written = {plain(row["flag"]): plain(row["default"]) for row in rows}
+    for parameter in COMMANDS[name].params:
+        if parameter.opts[0] in HELP:
+            continue
+        default = defaults.get(parameter.name, parameter.default)
+        if parameter.required:
+            expected = "required"
+        else:
+            expected = "–" if default is None else str(default)
+        assert written[parameter.opts[0]].lower() == expected.lower(), parameter.opts[0]
+
+
+def vars_of(options: GraphOptions) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in options.__slots__}
+
+
+def test_the_presets() -> None:
+    rows = table(OFFLINE, "preset", "M", "efConstruction", "space", "repaired")
+    assert {
+        plain(row["preset"]): (row["M"], row["efConstruction"], row["space"], row["repaired"]) for row in rows
+    } == {
+        name: (str(p.m), str(p.ef_construction), p.space, "yes" if p.repair else "no")
+        for name, p in PRESETS.items()
+    }
