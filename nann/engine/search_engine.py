@@ -18,7 +18,7 @@ import numpy as np
 from nann.engine.artifacts import Artifact, Manifest, Verify
 from nann.engine.backend import Admission
 from nann.engine.catalog import Catalog
-from nann.engine.cpu.backend import CpuBackend, in_huge_pages
+from nann.engine.cpu.backend import CpuBackend
 from nann.engine.errors import BackendError, InvalidQuery, Unsupported
 from nann.engine.filters import FilterCache
 from nann.engine.retrievers.exhaustive import ExhaustiveRetriever
@@ -48,10 +48,14 @@ DEFAULT_PROFILES: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class WarmUp:
-    """What warming up took: seconds, and programs compiled or loaded from XLA's cache."""
+    """What warming up took, and whether a score is independent of the shape it is computed in.
+
+    `n_programs` were compiled, or loaded from XLA's cache.
+    """
 
     seconds: float
     n_programs: int
+    bit_equal: bool
 
 
 class SearchEngine:
@@ -70,8 +74,10 @@ class SearchEngine:
         self._scorer = scorer
         self._catalog = Catalog(artifact)
         self._filters = FilterCache(self._catalog.table)
-        neighbors = [in_huge_pages(table) for table in artifact.neighbors]
-        item_state = {name: in_huge_pages(table) for name, table in artifact.item_state.items()}
+        # Rows are read in random order, where the 4 KiB pages of a mapped file cost a TLB miss each; NumPy
+        # asks for huge pages for arrays of its own.
+        neighbors = [np.array(table) for table in artifact.neighbors]
+        item_state = {name: np.array(table) for name, table in artifact.item_state.items()}
         backends = [
             CpuBackend(
                 num_items=artifact.num_items,
@@ -145,13 +151,13 @@ class SearchEngine:
             BackendError: a program failed, or a score was not finite.
         """
         started = time.perf_counter()
-        self._scorer.warm_up()
+        bit_equal = self._scorer.warm_up()
         for lane in range(self.n_lanes):
             for batch in self._warm_up_batches():
                 for hits in self.search(batch, lane):
                     if bad := [note.count for note in hits.notes if note.code == "nonfinite_scores"]:
                         raise BackendError(f"the model gives {bad[0]} items a NaN or infinite score")
-        return WarmUp(time.perf_counter() - started, self._scorer.n_compilations)
+        return WarmUp(time.perf_counter() - started, self._scorer.n_compilations, bit_equal)
 
     def check(self, query: Query) -> PreparedQuery:
         """Resolve a query's ids and check it against this model; touches no lane.

@@ -60,7 +60,11 @@ def engine_loader(settings: Settings) -> LoadEngine:
             max_k=settings.max_k,
             intra_op_threads=settings.intra_op_threads,
         )
-        engine.warm_up()
+        if not engine.warm_up().bit_equal:
+            log.warning(
+                "scores depend on the shape they are computed in: equal queries may get unequal answers",
+                model=engine.manifest.model_name,
+            )
         return engine
 
     return load

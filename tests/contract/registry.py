@@ -20,7 +20,7 @@ from nann.engine.scoring.buckets import MAX_ROWS, BucketGrid
 from nann.engine.scoring.scorer import Scorer
 from nann.engine.scoring.tensorflow_scorer import TensorFlowScorer
 
-__all__ = ["BACKENDS", "MAX_BATCH", "NOT_BIT_EQUAL", "RETRIEVERS", "SCORERS", "ScorerCase"]
+__all__ = ["BACKENDS", "MAX_BATCH", "RETRIEVERS", "SCORERS", "ScorerCase"]
 
 MAX_BATCH = 4
 
@@ -72,9 +72,4 @@ SCORERS: dict[str, Callable[[Path], ScorerCase]] = {
     "tensorflow-attention_dnn": _tensorflow(_real("attention_dnn"), MAX_ROWS),
     "tensorflow-dnn": _tensorflow(_real("dnn"), 256),
     "tensorflow-two_sided": _tensorflow(_real("two_sided"), 256),
-}
-# Models whose scores break sameness rule (b), and why; strict, so that a repaired one must leave.
-NOT_BIT_EQUAL: dict[str, str] = {
-    "tensorflow-two_sided": "ServingTwoSided.score is a batched matrix-vector product, which XLA rounds "
-    "differently for one tile than for several; tf.reduce_sum(item_vector * user_vector, -1) is bit-equal",
 }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from registry import BACKENDS, MAX_BATCH, NOT_BIT_EQUAL, SCORERS, ScorerCase
+from registry import BACKENDS, MAX_BATCH, SCORERS, ScorerCase
 
 from nann.engine.backend import Candidates, Tiles
 from nann.engine.retrievers.retriever import silent
@@ -74,19 +74,11 @@ def warm(request, tmp_path_factory) -> Warm:
     return Warm(case, n_programs, histories, scores)
 
 
-@pytest.fixture
-def bit_equal(request, warm) -> None:
-    """For the tests of rule (b): where a model is known to break it, the day it does not must be noticed."""
-    name = request.node.callspec.params["warm"]
-    if name in NOT_BIT_EQUAL:
-        request.applymarker(pytest.mark.xfail(reason=NOT_BIT_EQUAL[name], strict=True))
-
-
 def shapes_of(warm: Warm) -> Iterator[Shape]:
     return warm.scorer.grid.shapes()
 
 
-def test_a_pair_scores_the_same_bits_in_every_shape_and_position(warm, bit_equal) -> None:
+def test_a_pair_scores_the_same_bits_in_every_shape_and_position(warm) -> None:
     rng = np.random.default_rng(2)
     users = warm.scorer.encode_history(warm.histories)
     for shape in shapes_of(warm):
@@ -124,7 +116,7 @@ def test_rows_of_padding_do_not_touch_their_neighbours(warm) -> None:
 
 
 @pytest.mark.parametrize("backend_name", BACKENDS)
-def test_candidates_of_any_number_are_scored_in_their_order(warm, bit_equal, backend_name) -> None:
+def test_candidates_of_any_number_are_scored_in_their_order(warm, backend_name) -> None:
     rng = np.random.default_rng(4)
     backend = BACKENDS[backend_name](
         num_items=warm.case.num_items,
@@ -142,7 +134,7 @@ def test_candidates_of_any_number_are_scored_in_their_order(warm, bit_equal, bac
         assert same_bits(found, warm.scores[queries, items]), counts
 
 
-def test_two_threads_get_the_bits_that_one_gets(warm, bit_equal) -> None:
+def test_two_threads_get_the_bits_that_one_gets(warm) -> None:
     shapes = list(shapes_of(warm))
     wrong: list[tuple[Shape, int]] = []
     barrier = threading.Barrier(2)

@@ -43,6 +43,6 @@ def test_failures_of_http_itself() -> None:
 def test_the_text_names_codes_that_exist() -> None:
     known = {row.code for row in ERROR_TABLE.values()} | set(HTTP_ROWS)
     (advice,) = re.findall(r"^Safe to send again.*?\n\n", TEXT, re.M | re.S)
-    named = {code for code in inline_code(advice.split("Retrievals")[0])}
+    named = set(inline_code(advice.split("Retrievals")[0]))
     assert named
     assert named <= known

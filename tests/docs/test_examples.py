@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def _json_examples() -> list[Any]:
         text = path.read_text(encoding="utf-8")
         bodies = [block.text for block in code_blocks(text) if block.language in ("json", "jsonc")]
         for words in command_lines(text):
-            bodies += [body for flag, body in zip(words, words[1:], strict=False) if flag in ("-d", "--data")]
+            bodies += [body for flag, body in pairwise(words) if flag in ("-d", "--data")]
         found += [pytest.param(body, id=f"{path.name}-{n}") for n, body in enumerate(bodies)]
     return found
 
@@ -140,12 +141,12 @@ def _curls() -> list[Any]:
 @pytest.mark.parametrize("words", _curls())
 async def test_a_curl_command_is_answered(words: list[str], engine: FakeEngine, tmp_path: Path) -> None:
     (url,) = (word for word in words if "://" in word or re.match(r"(localhost|127\.0\.0\.1):", word))
-    options = dict(zip(words, words[1:], strict=False))
+    options = dict(pairwise(words))
     body = options.get("-d", options.get("--data"))
     method = options.get("-X", "GET" if body is None else "POST")
     assert re.search(r":8501\b", url)
     async with Transports(tmp_path, engine).open() as world:
-        for header in [word for flag, word in zip(words, words[1:], strict=False) if flag == "-H"]:
+        for header in [word for flag, word in pairwise(words) if flag == "-H"]:
             assert header.lower() == "content-type: application/json"
         response = await world.http.request(
             method,

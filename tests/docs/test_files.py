@@ -39,5 +39,5 @@ def test_every_document_is_in_the_index() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_path_of_somebodys_machine(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    found = re.findall(r"(?<![\w.:/>-])/(?:work|home|root|Users|tmp|mnt|opt|var)/\S*", text)
+    found = re.findall(r"(?<![\w.:/>-])/(?:work|home|root|Users|mnt)/\S*", text)
     assert not found

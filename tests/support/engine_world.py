@@ -47,8 +47,9 @@ class IntegerScorer:
         self.calls.append(vectors.shape[:2])
         return np.einsum("td,trd->tr", users[tiles.tile_query], vectors).astype(np.float32)
 
-    def warm_up(self) -> None:
+    def warm_up(self) -> bool:
         self.n_compilations = len(list(self.grid.shapes()))
+        return True
 
 
 def user_vector(item_vectors: np.ndarray, history: np.ndarray) -> np.ndarray:

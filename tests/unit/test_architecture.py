@@ -138,8 +138,8 @@ def test_what_is_imported_is_declared() -> None:
     requirements = [line for line in metadata.requires("nann") or [] if 'extra == "dev"' not in line]
     declared = {_distribution(requirement) for requirement in requirements}
     # Brought along by a declared one, by its own promise: tensorflow -> keras, fastapi -> starlette,
-    # pydantic -> typing_extensions.
-    declared |= {"keras", "starlette", "typing-extensions"}
+    # pydantic -> typing_extensions, numba -> llvmlite.
+    declared |= {"keras", "starlette", "typing-extensions", "llvmlite"}
     providers = metadata.packages_distributions()
     undeclared = {
         (file, name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,10 +16,9 @@ if TYPE_CHECKING:
 
     from nann.engine.scoring.buckets import Plan
 
-__all__ = ["CpuBackend", "CpuBeam", "in_huge_pages"]
+__all__ = ["CpuBackend", "CpuBeam"]
 
 _ALL_ALLOWED = np.empty(0, dtype=np.bool_)
-_HUGE_PAGE_BYTES = 2 << 20
 _ALIGNMENT_BYTES = 64  # XLA takes a buffer without copying it only when it is aligned to a cache line
 
 
@@ -31,26 +29,11 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return raw[offset : offset + n_bytes].view(dtype).reshape(shape)
 
 
-def in_huge_pages(table: np.ndarray) -> np.ndarray:
-    """A copy of a table in memory that the kernel may back with huge pages.
-
-    Rows are read in random order: with 4 KiB pages each costs a TLB miss beside the cache misses.
-    """
-    pages = mmap.mmap(-1, table.nbytes + _HUGE_PAGE_BYTES)
-    if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux; elsewhere it is a plain copy
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    raw = np.frombuffer(pages, dtype=np.uint8)
-    offset = -raw.ctypes.data % _HUGE_PAGE_BYTES
-    copy = raw[offset : offset + table.nbytes].view(table.dtype).reshape(table.shape)
-    copy[...] = table
-    return copy
-
-
-def _as_words(table: np.ndarray) -> np.ndarray:
-    """The rows of a table as the widest words that fit: [N, row bytes / word bytes]."""
-    flat = table.reshape(table.shape[0], math.prod(table.shape[1:]))
-    row_bytes = flat.shape[1] * flat.itemsize
-    return flat.view(next(f"u{size}" for size in (8, 4, 2, 1) if row_bytes % size == 0))
+def _as_words(tables: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """The rows of each table as words, [rows, words]: the widest word that fits the rows of all."""
+    flat = [table.reshape(table.shape[0], math.prod(table.shape[1:])) for table in tables]
+    word_bytes = math.gcd(8, *(rows.shape[1] * rows.itemsize for rows in flat))
+    return tuple(rows.view(f"u{word_bytes}") for rows in flat)
 
 
 class _Pool:
@@ -88,10 +71,12 @@ class CpuBackend:
     ) -> None:
         self._num_items = num_items
         self._neighbors = tuple(neighbors)
-        self._tables = {name: _as_words(table) for name, table in item_state.items()}
+        self._tables = _as_words(list(item_state.values()))
         self._tiles = {
             name: _aligned((max_pairs, *table.shape[1:]), table.dtype) for name, table in item_state.items()
         }
+        self._tile_words = _as_words(list(self._tiles.values()))
+        self._tile_query = _aligned((max_pairs,), np.dtype(np.int32))
         self._visited = np.zeros((max_batch, -(-num_items // 64)), dtype=np.uint64)
         self._new_keys = np.empty(0, dtype=np.uint64)
         self._old_keys = np.empty(0, dtype=np.uint64)
@@ -119,24 +104,25 @@ class CpuBackend:
         return Candidates(out[: out_splits[-1]], out_splits)
 
     def gather(self, candidates: Candidates, plan: Plan) -> Tiles:
-        shape = plan.shape
-        tile_query = np.zeros(shape.tiles, dtype=np.int32)
-        filled = [(s.row, s.row + s.stop - s.start) for s in plan.segments]
-        for segment in plan.segments:
-            last = segment.row + segment.stop - segment.start - 1
-            tile_query[segment.row // shape.rows : last // shape.rows + 1] = segment.query
-        items = {}
-        for name, words in self._tables.items():
-            buffer = self._tiles[name][: shape.pairs]
-            rows = _as_words(buffer)
-            end = 0
-            for segment, (first, stop) in zip(plan.segments, filled, strict=True):
-                rows[end:first] = 0
-                kernels.gather_rows(words, candidates.item_index[segment.start : segment.stop], rows, first)
-                end = stop
-            rows[end:] = 0
-            items[name] = buffer.reshape(shape.tiles, shape.rows, *buffer.shape[1:])
-        return Tiles(tile_query, items)
+        tiles, rows = plan.shape.tiles, plan.shape.rows
+        segments = np.array([(s.query, s.start, s.stop, s.row) for s in plan.segments], dtype=np.int32)
+        tile_query = self._tile_query[:tiles]
+        kernels.gather_rows(
+            self._tables,
+            candidates.item_index,
+            segments,
+            rows,
+            plan.shape.pairs,
+            self._tile_words,
+            tile_query,
+        )
+        return Tiles(
+            tile_query,
+            {
+                name: buffer[: tiles * rows].reshape(tiles, rows, *buffer.shape[1:])
+                for name, buffer in self._tiles.items()
+            },
+        )
 
     def merge_beam(
         self,
@@ -157,9 +143,7 @@ class CpuBackend:
         frontier = np.empty((beam.batch, width), dtype=np.int32)
         count = np.empty(beam.batch, dtype=np.int32)
         pool = beam.pool
-        if forget:
-            kernels.forget(beam.visited, pool.keys, pool.expanded, pool.size)
-        kernels.select(pool.keys, pool.expanded, pool.size, width, frontier, count)
+        kernels.advance(beam.visited, pool.keys, pool.expanded, pool.size, forget, width, frontier, count)
         return Frontier(frontier, count)
 
     def unvisited(self, beam: CpuBeam, query: int) -> Int32[np.ndarray, " n"]:

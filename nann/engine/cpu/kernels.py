@@ -17,7 +17,18 @@ from nann.engine.cpu.prefetch import prefetch
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float32, Int32, Int64, UInt, UInt8, UInt64
 
-__all__ = ["admit", "expand", "forget", "gather_rows", "merge", "pack", "seed", "select", "unpack"]
+__all__ = [
+    "admit",
+    "advance",
+    "expand",
+    "forget",
+    "gather_rows",
+    "merge",
+    "pack",
+    "seed",
+    "select",
+    "unpack",
+]
 
 _SIGN = np.uint32(0x80000000)
 _ALL = np.uint32(0xFFFFFFFF)
@@ -38,13 +49,18 @@ def pack(scores: Float32[np.ndarray, " n"], item_index: Int32[np.ndarray, " n"])
     return ((_ALL - monotone).astype(np.uint64) << _32) | item_index.astype(np.uint64)
 
 
+@numba.njit(nogil=True, cache=True)
 def unpack(
     keys: UInt64[np.ndarray, " n"],
 ) -> tuple[Int32[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
     """The item indices and scores of ``keys``: the inverse of `pack`."""
-    monotone = _ALL - (keys >> _32).astype(np.uint32)
-    bits = np.where(monotone & _SIGN, monotone & ~_SIGN, ~monotone)
-    return (keys & _LOW32).astype(np.int32), bits.astype(np.uint32).view(np.float32)
+    item_index = np.empty(keys.size, dtype=np.int32)
+    bits = np.empty(keys.size, dtype=np.uint32)
+    for j in range(keys.size):
+        monotone = _ALL - np.uint32(keys[j] >> _32)
+        bits[j] = (monotone & ~_SIGN) if monotone & _SIGN else ~monotone
+        item_index[j] = np.int32(keys[j] & _LOW32)
+    return item_index, bits.view(np.float32)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -245,20 +261,59 @@ def admit(
 
 
 @numba.njit(nogil=True, cache=True)
-def gather_rows(
-    table: UInt[np.ndarray, "N words"],
-    item_index: Int32[np.ndarray, " n"],
-    out: UInt[np.ndarray, "rows words"],
-    first: int,
+def advance(
+    visited: UInt64[np.ndarray, "batch words"],
+    keys: UInt64[np.ndarray, "batch allocated"],
+    expanded: UInt8[np.ndarray, "batch allocated"],
+    size: Int32[np.ndarray, " batch"],
+    forgets: bool,
+    width: int,
+    frontier: Int32[np.ndarray, "batch width"],
+    count: Int32[np.ndarray, " batch"],
 ) -> None:
-    """``out[first + j] = table[item_index[j]]``; rows are moved as whole words whatever their dtype."""
-    words = table.shape[1]
-    line = _CACHE_LINE_BYTES // table.itemsize
-    for j in range(-_ROWS_AHEAD, item_index.size):
-        if j + _ROWS_AHEAD < item_index.size:
-            for word in range(0, words, line):
-                prefetch(table, np.int64(item_index[j + _ROWS_AHEAD]), word)
-        if j >= 0:
-            source = item_index[j]
-            for word in range(words):
-                out[first + j, word] = table[source, word]
+    """`forget` when told to, then `select`: one call, since entering a compiled loop costs microseconds."""
+    if forgets:
+        forget(visited, keys, expanded, size)
+    select(keys, expanded, size, width, frontier, count)
+
+
+@numba.njit(nogil=True, cache=True)
+def gather_rows(
+    tables: tuple[UInt[np.ndarray, "N words"], ...],
+    item_index: Int32[np.ndarray, " total"],
+    segments: Int32[np.ndarray, "segments 4"],
+    rows_per_tile: int,
+    pairs: int,
+    outs: tuple[UInt[np.ndarray, "rows words"], ...],
+    tile_query: Int32[np.ndarray, " tiles"],
+) -> None:
+    """Lay candidates out as tiles: for each segment (query, start, stop, row) and each table,
+    ``out[row : row + stop - start] = table[item_index[start:stop]]``; rows up to ``pairs`` that no
+    segment fills are zero; ``tile_query`` says whose each tile is. Rows are moved as whole words.
+    """
+    for t in range(len(tables)):
+        table, out = tables[t], outs[t]
+        words = table.shape[1]
+        line = _CACHE_LINE_BYTES // table.itemsize
+        filled = 0
+        for s in range(segments.shape[0]):
+            start, stop, row = segments[s, 1], segments[s, 2], segments[s, 3]
+            out[filled:row] = 0
+            for j in range(start - _ROWS_AHEAD, stop):
+                if j + _ROWS_AHEAD < stop:
+                    ahead = np.int64(item_index[j + _ROWS_AHEAD])
+                    for word in range(0, words, line):
+                        prefetch(table, ahead, word)
+                if j >= start:
+                    source = item_index[j]
+                    target = row + j - start
+                    for word in range(words):
+                        out[target, word] = table[source, word]
+            filled = row + stop - start
+        out[filled:pairs] = 0
+    tile_query[:] = 0
+    for s in range(segments.shape[0]):
+        first = segments[s, 3] // rows_per_tile
+        last = (segments[s, 3] + segments[s, 2] - segments[s, 1] - 1) // rows_per_tile
+        for tile in range(first, last + 1):
+            tile_query[tile] = segments[s, 0]

@@ -43,8 +43,8 @@ class Scorer(Protocol):
         """Scores of each tile's items for that tile's query."""
         ...
 
-    def warm_up(self) -> None:
-        """Compile and run every shape once.
+    def warm_up(self) -> bool:
+        """Compile and run every shape once; whether a pair scored the same bits in all of them.
 
         Raises:
             BackendError: a program failed, or gave a non-finite score.
@@ -60,12 +60,17 @@ def score_candidates(
     probe: Callable[[str], None],
 ) -> Float32[np.ndarray, " total"]:
     """Scores of all candidates, in their order, in as few calls of the model as its shapes allow."""
-    scores = np.empty(candidates.item_index.size, dtype=np.float32)
+    total = candidates.item_index.size
+    scores = np.empty(0, dtype=np.float32)
     for plan in scorer.grid.plan(candidates.row_splits.tolist()):
         tiles = backend.gather(candidates, plan)
         probe("gather")
         flat = scorer.score(users, tiles).reshape(-1)
         probe("score")
+        if len(plan.segments) == 1 and plan.segments[0].stop - plan.segments[0].start == total:
+            return flat[:total]  # one query alone in one call: nothing to put together
+        if not scores.size:
+            scores = np.empty(total, dtype=np.float32)
         for segment in plan.segments:
             count = segment.stop - segment.start
             scores[segment.start : segment.stop] = flat[segment.row : segment.row + count]

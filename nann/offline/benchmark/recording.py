@@ -138,8 +138,8 @@ class RecordingScorer:
             self._recorded.calls.append(ScoreCall(_copied(tiles), plan))
         return self._scorer.score(users, tiles)
 
-    def warm_up(self) -> None:
-        self._scorer.warm_up()
+    def warm_up(self) -> bool:
+        return self._scorer.warm_up()
 
     def start(self) -> None:
         """Keep the inputs of the calls that follow."""

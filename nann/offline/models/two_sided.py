@@ -76,4 +76,6 @@ class ServingTwoSided(ServingModel):
 
     @override
     def score(self, user: Mapping[str, Any], item: Mapping[str, Any]) -> Any:
-        return tf.squeeze(tf.matmul(item["item_vector"], user["user_vector"], transpose_b=True), -1)
+        # Not a matrix product: XLA rounds a product with one column differently for one tile than for
+        # several, and a score must not depend on that (docs/adr/0004-scoring-shapes.md).
+        return tf.reduce_sum(item["item_vector"] * user["user_vector"], axis=-1)

@@ -213,11 +213,18 @@ def test_admit_is_mask_minus_excluded(items, mask, excluded) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint64, np.uint32, np.uint16, np.uint8])
-def test_gather_rows_copies_rows_from_the_given_place_on(dtype) -> None:
+def test_gather_rows_lays_segments_out_as_tiles(dtype) -> None:
     rng = np.random.default_rng(5)
-    table = rng.integers(0, np.iinfo(dtype).max, (20, 3), dtype=dtype)
-    wanted = i32([4, 4, 19, 0])
-    out = np.full((8, 3), 7, dtype)
-    kernels.gather_rows(table, wanted, out, 2)
-    np.testing.assert_array_equal(out[2:6], table[wanted])
-    assert (out[[0, 1, 6, 7]] == 7).all()
+    tables = tuple(rng.integers(0, np.iinfo(dtype).max, (40, words), dtype=dtype) for words in (3, 9))
+    wanted = i32(rng.integers(0, 40, 17))
+    # Query 2 fills rows 0..9 of two tiles of 8, query 5 rows 16..22; the third tile's last row is padding.
+    segments = i32([(2, 0, 10, 0), (5, 10, 17, 16)])
+    outs = tuple(np.full((32, words), 7, dtype) for words in (3, 9))
+    tile_query = np.full(3, 9, np.int32)
+    kernels.gather_rows(tables, wanted, segments, 8, 24, outs, tile_query)
+    for table, out in zip(tables, outs, strict=True):
+        np.testing.assert_array_equal(out[:10], table[wanted[:10]])
+        np.testing.assert_array_equal(out[16:23], table[wanted[10:]])
+        assert not out[10:16].any() and not out[23:24].any()
+        assert (out[24:] == 7).all()
+    assert tile_query.tolist() == [2, 2, 5]
