@@ -45,7 +45,7 @@ def demo_command(
     ] = None,
     output: Annotated[Path, typer.Option(help="Directory of the run.")] = Path("demo"),
     max_steps: Annotated[
-        int | None, typer.Option(min=1, help=f"Training steps (default {DEMO_TRAINING['max_steps']}].")
+        int | None, typer.Option(min=1, help=f"Training steps (default {DEMO_TRAINING['max_steps']}).")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -282,7 +282,7 @@ class SearchEngine:
             embedded = comm_seq.astype(np.float32)
         if not np.isfinite(embedded).all():
             raise InvalidQuery("comm_seq holds a NaN, an infinity or a number too large for float32")
-        if "encode_user_comm_seq" not in self.manifest.builder.get("signatures", ["encode_user_comm_seq"]):
+        if not self._scorer.takes_comm_seq:
             raise Unsupported("this model cannot be queried by comm_seq")
         return embedded
 

@@ -35,6 +35,7 @@ class ReplayScorer:
     def __init__(self, histories: np.ndarray, recorded: np.ndarray, *, max_rows: int) -> None:
         self.grid = BucketGrid(max_batch=MAX_BATCH, max_rows=max_rows)
         self.n_compilations = 0
+        self.takes_comm_seq = False
         self._row = {history.tobytes(): row for row, history in enumerate(histories)}
         self._recorded = recorded
 
@@ -48,8 +49,8 @@ class ReplayScorer:
         items = tiles.items["item_index"][..., 0].astype(np.int64)
         return self._recorded[users[tiles.tile_query][:, None], items]
 
-    def warm_up(self) -> None:
-        return None
+    def warm_up(self) -> bool:
+        return True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -111,7 +111,7 @@ def _note_codes(path: Path) -> Iterator[str]:
             continue
         code = call.args[0]
         if isinstance(code, ast.Constant):
-            yield code.value
+            yield str(code.value)
         elif isinstance(code, ast.JoinedStr):
             for user in calls:
                 # A caller that throws its notes away gives an empty list.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -123,23 +124,20 @@ def test_the_table_of_a_command_has_every_flag(name: str) -> None:
 @pytest.mark.parametrize("name", TABLED)
 def test_the_defaults_in_a_table_are_those_of_the_command(name: str) -> None:
     offline = ROOT / "nann" / "offline"
-    defaults: dict[str, Any] = {
-        "train": lambda: field_defaults(offline / "train.py", "TrainConfig"),
-        "evaluate": lambda: field_defaults(offline / "evaluate.py", "EvaluateOptions"),
-        "index": lambda: {**vars_of(GraphOptions()), "preset": "default", "graph_seed": GraphOptions().seed},
-    }.get(name, dict)()
+    graph = asdict(GraphOptions())
+    defaults: dict[str, dict[str, Any]] = {
+        "train": field_defaults(offline / "train.py", "TrainConfig"),
+        "evaluate": field_defaults(offline / "evaluate.py", "EvaluateOptions"),
+        "index": {**graph, "preset": "default", "graph_seed": graph["seed"]},
+    }
     rows = table(section(OFFLINE, f"nann {name}"), "flag", "default", "meaning")
     written = {plain(row["flag"]): plain(row["default"]) for row in rows}
     for parameter in COMMANDS[name].params:
         if parameter.opts[0] in HELP:
             continue
-        default = defaults.get(parameter.name, parameter.default)
+        default = defaults.get(name, {}).get(parameter.name, parameter.default)
         expected = "required" if parameter.required else "–" if default is None else str(default)
         assert written[parameter.opts[0]].lower() == expected.lower(), parameter.opts[0]
-
-
-def vars_of(options: GraphOptions) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in options.__slots__}
 
 
 def test_the_presets() -> None:

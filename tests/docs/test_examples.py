@@ -95,8 +95,13 @@ def test_fields_in_inline_code_exist(path: Path) -> None:
 
 @pytest.fixture
 def engine() -> FakeEngine:
+    """It knows every user that an example asks for."""
     engine = FakeEngine()
-    engine.base[97] = (10, 11, 12)
+    for path in FILES:
+        for user in re.findall(
+            r"(?:user_id\W+(?:pb\.Id\(number=)?|/users/)(\d+)", path.read_text(encoding="utf-8")
+        ):
+            engine.base[int(user)] = (10, 11, 12)
     return engine
 
 
@@ -126,7 +131,7 @@ async def test_a_program_runs(
         assert replaced != program
         code = compile(replaced, "example", "exec")
         await asyncio.to_thread(exec, code, {"__name__": "example"})
-    assert len(capsys.readouterr().out.splitlines()) >= 3
+    assert capsys.readouterr().out.strip()
 
 
 def _curls() -> list[Any]:

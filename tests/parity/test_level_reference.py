@@ -9,7 +9,13 @@ from nann_reference import served_search
 
 from nann.engine.types import Query, SearchParams
 
-TOPNS = [(3, 5, 7, 7, 4, 10), (8, 8, 8, 8, 8, 8), (1, 1, 1, 1, 1, 1), (50, 60, 70, 80, 90, 200), (20, 4, 3, 2, 1, 6)]
+TOPNS = [
+    (3, 5, 7, 7, 4, 10),
+    (8, 8, 8, 8, 8, 8),
+    (1, 1, 1, 1, 1, 1),
+    (50, 60, 70, 80, 90, 200),
+    (20, 4, 3, 2, 1, 6),
+]
 
 
 @pytest.mark.parametrize("topn", TOPNS)

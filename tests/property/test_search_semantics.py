@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from nann.engine.types import Hits, Query, SearchParams
 
 EXAMPLES = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 _WORLDS: dict[tuple[int, int, bool], World] = {}
 _ROOT = tempfile.TemporaryDirectory()
@@ -55,7 +58,13 @@ def assert_total_order(world: World, hits: Hits) -> None:
 
 
 @EXAMPLES
-@given(world=worlds, seed=st.integers(0, 10**6), k=st.integers(1, 400), ef=st.integers(1, 50), width=st.integers(1, 20))
+@given(
+    world=worlds,
+    seed=st.integers(0, 10**6),
+    k=st.integers(1, 400),
+    ef=st.integers(1, 50),
+    width=st.integers(1, 20),
+)
 def test_best_first_returns_k_unique_items_in_the_total_order(world, seed, k, ef, width) -> None:
     rng = np.random.default_rng(seed)
     history, query = ask(world, rng, k=k, params=SearchParams(ef=ef, beam_width=width))
@@ -70,7 +79,9 @@ def test_best_first_returns_k_unique_items_in_the_total_order(world, seed, k, ef
 
 
 @EXAMPLES
-@given(world=st.builds(world_of, st.sampled_from([7, 64, 300]), st.integers(0, 3)), seed=st.integers(0, 10**6))
+@given(
+    world=st.builds(world_of, st.sampled_from([7, 64, 300]), st.integers(0, 3)), seed=st.integers(0, 10**6)
+)
 def test_a_wide_enough_walk_equals_exhaustive(world, seed) -> None:
     n = len(world.item_ids)
     params = SearchParams(ef=n, beam_width=7, max_steps=10_000)
@@ -102,7 +113,10 @@ def test_filters_admit_exactly_what_they_say(world, seed, k, n_exclude, n_includ
     excluded = rng.integers(0, n, n_exclude)
     admissible[excluded] = False
     half = n_exclude // 2
-    fields = {"exclude": world.item_ids[excluded[:half]].tolist(), "seen": world.item_ids[excluded[half:]].tolist()}
+    fields = {
+        "exclude": world.item_ids[excluded[:half]].tolist(),
+        "seen": world.item_ids[excluded[half:]].tolist(),
+    }
     if n_include is not None:
         included = rng.integers(0, n, n_include)
         fields["include"] = world.item_ids[included].tolist()
@@ -110,7 +124,11 @@ def test_filters_admit_exactly_what_they_say(world, seed, k, n_exclude, n_includ
     if category is not None:
         fields["filter"] = {"category": category}
         admissible &= np.arange(n) % 5 == category
-    params = SearchParams(policy=policy, ef=8, beam_width=3) if policy == "best_first" else SearchParams(policy=policy)
+    params = (
+        SearchParams(policy=policy, ef=8, beam_width=3)
+        if policy == "best_first"
+        else SearchParams(policy=policy)
+    )
     history, query = ask(world, rng, k=k, params=params, **fields)
     engine = world.engine()
     (hits,) = engine.search([engine.check(query)], lane=0)
@@ -138,7 +156,10 @@ def test_an_answer_does_not_depend_on_batch_lane_or_bucket(world, seed, size, po
     }[policy]
     engine = world.engine(lanes=2, max_rows=max_rows)
     other = world.engine(lanes=1, max_rows=128)
-    queries = [ask(world, rng, params=params, exclude=world.item_ids[rng.integers(0, 33, 2)].tolist())[1] for _ in range(size)]
+    queries = [
+        ask(world, rng, params=params, exclude=world.item_ids[rng.integers(0, 33, 2)].tolist())[1]
+        for _ in range(size)
+    ]
     prepared = [engine.check(query) for query in queries]
     groups: dict = {}
     for query in prepared:
@@ -147,7 +168,11 @@ def test_an_answer_does_not_depend_on_batch_lane_or_bucket(world, seed, size, po
         together = engine.search(group, lane=1)
         for query, hits in zip(group, together, strict=True):
             (alone,) = other.search([query], lane=0)
-            assert (hits.item_ids, hits.scores, hits.n_scored) == (alone.item_ids, alone.scores, alone.n_scored)
+            assert (hits.item_ids, hits.scores, hits.n_scored) == (
+                alone.item_ids,
+                alone.scores,
+                alone.n_scored,
+            )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

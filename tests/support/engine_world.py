@@ -34,6 +34,7 @@ class IntegerScorer:
         self.item_vectors = item_vectors
         self.grid = BucketGrid(max_batch=max_batch, max_rows=max_rows)
         self.n_compilations = 0
+        self.takes_comm_seq = True
         self.calls: list[tuple[int, int]] = []
 
     def encode_history(self, history: np.ndarray) -> Any:

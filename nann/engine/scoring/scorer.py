@@ -27,6 +27,11 @@ class Scorer(Protocol):
     def grid(self) -> BucketGrid: ...
 
     @property
+    def takes_comm_seq(self) -> bool:
+        """Whether the model can encode histories that come already embedded."""
+        ...
+
+    @property
     def n_compilations(self) -> int:
         """Programs compiled so far; constant once `warm_up` has returned."""
         ...

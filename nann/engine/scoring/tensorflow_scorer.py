@@ -117,6 +117,10 @@ class TensorFlowScorer:
         return self._grid
 
     @property
+    def takes_comm_seq(self) -> bool:
+        return self._encode_comm_seq is not None
+
+    @property
     def n_compilations(self) -> int:
         return len(self._shapes)
 

@@ -117,6 +117,10 @@ class RecordingScorer:
         return self._grid
 
     @property
+    def takes_comm_seq(self) -> bool:
+        return self._scorer.takes_comm_seq
+
+    @property
     def n_compilations(self) -> int:
         return self._scorer.n_compilations
 

@@ -112,12 +112,10 @@ def test_seen_items_are_never_strict(world, engine) -> None:
 
 def test_comm_seq_is_unsupported_where_the_model_says_so(tmp_path) -> None:
     world = make_world(tmp_path / "1", num_items=30)
-    manifest = read_manifest(world.directory)
-    write_manifest(
-        world.directory, manifest.model_copy(update={"builder": {"signatures": ["encode_user", "score"]}})
-    )
+    engine = world.engine()
+    engine._scorer.takes_comm_seq = False
     with pytest.raises(Unsupported, match="comm_seq"):
-        world.engine().check(query(world, comm_seq=np.zeros(WIDTH)))
+        engine.check(query(world, comm_seq=np.zeros(WIDTH)))
 
 
 # -- what check resolves ----------------------------------------------------------------------------
