@@ -21,6 +21,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from nann.engine.scoring.native_log import quiet_native_log
 from nann.offline.build_index import GRAPH_FILE, PRESETS, GraphOptions
 from nann.offline.pipeline_steps import STEPS, StepFailure, run_step
 from nann.offline.progress import Progress
@@ -170,7 +171,7 @@ class _Record:
 
 def _in_own_process(step: str, input: Path, run_dir: Path, options: dict[str, Any]) -> str:
     try:
-        with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(1, get_context("spawn"), initializer=quiet_native_log) as pool:
             outcome = pool.submit(run_step, step, input, run_dir, options).result()
     except BrokenProcessPool:
         raise PipelineError(f"step {step} was killed, perhaps for want of memory; run it again") from None

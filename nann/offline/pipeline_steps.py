@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nann.engine.scoring.native_log import quiet_native_log
 from nann.offline.progress import Progress
 
 __all__ = ["STEPS", "StepFailure", "run_step"]
@@ -26,7 +25,6 @@ class StepFailure:
 
 def run_step(step: str, input: Path, run_dir: Path, options: Options) -> str | StepFailure:
     """Run one step; the answer is the path of its output, or why there is none."""
-    quiet_native_log()  # a step has a process of its own
     try:
         with Progress() as progress:
             return str(STEPS[step](input, run_dir, options, progress))
