@@ -24,7 +24,9 @@ __all__ = ["DEMO_TRAINING", "demo_command"]
 
 # Chosen for time: NANN trains for hours, this has minutes on two cores. After 300 such steps the hit
 # rate on the synthetic catalogue is twenty times that of popularity already (docs/adr/0005).
-DEMO_TRAINING: Mapping[str, Any] = {"max_steps": 600, "batch_size": 256, "epochs": 50, "eval_every": 200}
+DEMO_TRAINING: Mapping[str, Any] = {"batch_size": 256, "epochs": 50, "eval_every": 300}
+# A log of one's own gets more: MovieLens-1M needs it, and its installation is not part of ten minutes.
+DEMO_STEPS, DEMO_STEPS_OF_INPUT = 900, 1500
 DEMO_EVALUATION: Mapping[str, Any] = {"n_tune": 100, "n_report": 300}
 _N_TIMED_QUERIES = 300
 _SHOWN_HISTORY = 8
@@ -45,7 +47,10 @@ def demo_command(
     ] = None,
     output: Annotated[Path, typer.Option(help="Directory of the run.")] = Path("demo"),
     max_steps: Annotated[
-        int | None, typer.Option(min=1, help=f"Training steps (default {DEMO_TRAINING['max_steps']}).")
+        int | None,
+        typer.Option(
+            min=1, help=f"Training steps (default {DEMO_STEPS}, or {DEMO_STEPS_OF_INPUT} with --input)."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -55,6 +60,8 @@ def demo_command(
 
     started_s = time.monotonic()
     run_dir = output / (input.resolve().name.split(".")[0] if input else "synthetic")
+    if max_steps is None:
+        max_steps = DEMO_STEPS if input is None else DEMO_STEPS_OF_INPUT
     with Progress() as progress:
         if input is None:
             input = _synthetic_catalogue(output, progress)
@@ -99,10 +106,10 @@ def _synthetic_catalogue(output: Path, progress: Any) -> Path:
     return path
 
 
-def _options(max_steps: int | None) -> PipelineOptions:
+def _options(max_steps: int) -> PipelineOptions:
     from nann.offline.pipeline import PipelineOptions
 
-    training = {**DEMO_TRAINING, **({} if max_steps is None else {"max_steps": max_steps})}
+    training = {**DEMO_TRAINING, "max_steps": max_steps}
     return PipelineOptions(train=training, evaluate=DEMO_EVALUATION)
 
 
