@@ -1,7 +1,7 @@
 """Software prefetch for numba loops: asks for a cache line that a later iteration will read.
 
 Rows of the item tables are far apart and in no order, so each first touch of one waits for memory.
-Asking some rows ahead overlaps those waits (docs/adr/0006-item-records.md has the measurement).
+Asking some rows ahead overlaps those waits (docs/adr/0006-item-tables-in-memory.md has the measurement).
 """
 
 from __future__ import annotations
