@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["CpuBackend", "CpuBeam"]
 
 _ALL_ALLOWED = np.empty(0, dtype=np.bool_)
+_NOTHING = np.empty(0, dtype=np.int32)
 _ALIGNMENT_BYTES = 64  # XLA takes a buffer without copying it only when it is aligned to a cache line
 
 
@@ -55,6 +56,14 @@ class CpuBeam:
         self.pool = _Pool(batch, 0)
         self.answer: _Pool | None = _Pool(batch, 0) if any(a is not None for a in admissions) else None
         self.nonfinite = np.zeros(batch, dtype=np.int64)
+        if self.answer is not None:
+            barred = [_NOTHING if a is None else a.excluded for a in admissions]
+            self.excluded = np.concatenate(barred)
+            self.excluded_splits = np.zeros(batch + 1, dtype=np.int32)
+            np.cumsum([items.size for items in barred], out=self.excluded_splits[1:])
+            self.masks = [
+                (b, a.mask) for b, a in enumerate(admissions) if a is not None and a.mask is not None
+            ]
 
 
 class CpuBackend:
@@ -162,14 +171,14 @@ class CpuBackend:
         return answers
 
     def _allowed(self, beam: CpuBeam, candidates: Candidates) -> np.ndarray:
-        allowed = np.ones(candidates.item_index.size, dtype=np.bool_)
-        for b, admission in enumerate(beam.admissions):
-            start, stop = candidates.row_splits[b], candidates.row_splits[b + 1]
-            if admission is not None and stop > start:
-                mask = _ALL_ALLOWED if admission.mask is None else admission.mask
-                kernels.admit(
-                    candidates.item_index[start:stop], mask, admission.excluded, allowed[start:stop]
-                )
+        """Which candidates their query may return."""
+        allowed = np.empty(candidates.item_index.size, dtype=np.bool_)
+        kernels.admit(
+            candidates.item_index, candidates.row_splits, beam.excluded, beam.excluded_splits, allowed
+        )
+        for b, mask in beam.masks:
+            rows = slice(candidates.row_splits[b], candidates.row_splits[b + 1])
+            allowed[rows] &= mask[candidates.item_index[rows]]
         return allowed
 
     def _merge(

@@ -245,19 +245,18 @@ def select(
 
 @numba.njit(nogil=True, cache=True)
 def admit(
-    item_index: Int32[np.ndarray, " n"],
-    mask: Bool[np.ndarray, " N_or_0"],
+    item_index: Int32[np.ndarray, " total"],
+    row_splits: Int32[np.ndarray, " batch+1"],
     excluded: Int32[np.ndarray, " n_excluded"],
-    out: Bool[np.ndarray, " n"],
+    excluded_splits: Int32[np.ndarray, " batch+1"],
+    out: Bool[np.ndarray, " total"],
 ) -> None:
-    """Whether each item may be returned: allowed by ``mask`` (size 0 = all) and not in ``excluded``."""
-    for j in range(item_index.size):
-        item = item_index[j]
-        allowed = mask.size == 0 or mask[item]
-        if allowed and excluded.size:
-            at = np.searchsorted(excluded, item)
-            allowed = not (at < excluded.size and excluded[at] == item)
-        out[j] = allowed
+    """Whether each candidate is not among its query's ``excluded`` items (ascending for each query)."""
+    for b in range(row_splits.size - 1):
+        barred = excluded[excluded_splits[b] : excluded_splits[b + 1]]
+        for j in range(row_splits[b], row_splits[b + 1]):
+            at = np.searchsorted(barred, item_index[j])
+            out[j] = at == barred.size or barred[at] != item_index[j]
 
 
 @numba.njit(nogil=True, cache=True)
