@@ -20,6 +20,7 @@ _CHATTER = re.compile(
     rb"^WARNING: All log messages before absl::InitializeLog"
     rb"|^[IWE]\d{4} [\d:.]+ +\d+ (port|cudart_stub|cuda_platform|text_format|cpu_aot_loader|cpu_feature_guard"
     rb"|cpu_client|service|device_compiler|mlir_graph_optimization_pass|loader|reader|fingerprinting)\.cc:\d+\]"
+    rb"|^E\d{4} [\d:.]+ +\d+ util\.cc:\d+\] oneDNN supports DT_HALF"
 )
 
 
