@@ -72,7 +72,8 @@ class Settings(BaseSettings):
     intra_op_threads: int | None = Field(
         default=None,
         ge=1,
-        description="Threads one search may use in the model; by default the engine decides.",
+        description="Threads one search may use in the model; by default the processors are shared out "
+        "between the lanes.",
     )
     max_batch_size: int = Field(
         default=16, ge=1, le=256, description="Queries that share one search at most."

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nann.engine.search_engine import PreparedQuery, SearchEngine
+from nann.engine.search_engine import PreparedQuery, SearchEngine, threads_per_lane
 from nann.offline.benchmark.recording import RecordedSearch, RecordingGrid, RecordingScorer, ScoreCall
 from nann.offline.progress import Progress
 
@@ -100,7 +100,7 @@ def load_recording_engine(
             artifact.manifest,
             max_batch=max_batch,
             xla_cache_dir=xla_cache_dir,
-            intra_op_threads=intra_op_threads,
+            intra_op_threads=threads_per_lane(lanes) if intra_op_threads is None else intra_op_threads,
             grid=RecordingGrid(max_batch=max_batch),
         )
     )
