@@ -175,6 +175,20 @@ def test_an_answer_does_not_depend_on_batch_lane_or_bucket(world, seed, size, po
             )
 
 
+@EXAMPLES
+@given(world=st.builds(world_of, st.sampled_from([33, 300]), st.integers(0, 3)), seed=st.integers(0, 10**6))
+def test_a_filtered_level_search_names_no_item_twice(world, seed) -> None:
+    """It may score an item on two levels of the graph, since visits are forgotten between them."""
+    rng = np.random.default_rng(seed)
+    params = SearchParams(policy="level", level_topn=(2, 3, 8, 8, 8, 40))
+    excluded = world.item_ids[rng.integers(0, len(world.item_ids), 3)].tolist()
+    _, query = ask(world, rng, k=40, params=params, exclude=excluded)
+    engine = world.engine()
+    (hits,) = engine.search([engine.check(query)], lane=0)
+    assert not set(hits.item_ids) & set(excluded)
+    assert_total_order(world, hits)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_non_finite_scores_never_rank_and_are_counted(tmp_path, bad) -> None:
     world = make_world(tmp_path / "1", num_items=120)
