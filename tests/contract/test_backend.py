@@ -68,7 +68,7 @@ class Reference:
     def __init__(self, neighbors: list[np.ndarray], rule: Admission | None) -> None:
         self.neighbors, self.rule = neighbors, rule
         self.visited: set[int] = set()
-        self.pool, self.answer = ReferencePool(), set[tuple[float, int]]()
+        self.pool, self.answer = ReferencePool(), ReferencePool()
 
     def expand(self, frontier: list[int], level: int) -> list[int]:
         around = (int(i) for node in frontier for i in self.neighbors[level][node] if i >= 0)
@@ -80,11 +80,7 @@ class Reference:
         self.pool.merge(items, scores, keep=keep, capacity=capacity)
         if self.rule is not None:
             allowed = [admits(self.rule, i) for i in items]
-            self.answer |= {
-                (score, item)
-                for score, item, may in zip(scores, items, allowed, strict=True)
-                if may and np.isfinite(score)
-            }
+            self.answer.merge(items, scores, keep=keep, capacity=capacity, allowed=allowed)
         if forget:
             self.visited = {item for _, item in self.pool.ranked}
             self.pool.expanded = set()
@@ -93,7 +89,7 @@ class Reference:
     def best(self, k: int) -> list[tuple[float, int]]:
         if self.rule is None:
             return self.pool.ranked[:k]
-        return sorted(self.answer, key=lambda pair: (-pair[0], pair[1]))[:k]
+        return list(dict.fromkeys(self.answer.ranked))[:k]
 
 
 @EXAMPLES

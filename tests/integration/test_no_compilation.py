@@ -59,7 +59,7 @@ def test_a_thousand_random_queries_compile_no_module(cold) -> None:
 def test_a_thousand_random_queries_compile_no_kernel(cold) -> None:
     before, after = cold["signatures_after_warm_up"], cold["signatures_after_queries"]
     # The loops that Python enters; those they call come with them.
-    entered = {"seed", "expand", "merge", "advance", "gather_rows", "unpack"}
+    entered = {"seed", "expand", "merge", "advance", "admit", "gather_rows", "unpack"}
     assert all(before[name] for name in entered)
     assert after == before
 

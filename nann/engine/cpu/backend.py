@@ -12,7 +12,7 @@ from nann.engine.backend import Admission, Candidates, Frontier, Tiles
 from nann.engine.cpu import kernels
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32, Int32, UInt64
+    from jaxtyping import Float32, Int32
 
     from nann.engine.scoring.buckets import Plan
 
@@ -20,7 +20,6 @@ __all__ = ["CpuBackend", "CpuBeam"]
 
 _ALL_ALLOWED = np.empty(0, dtype=np.bool_)
 _NOTHING = np.empty(0, dtype=np.int32)
-_NO_SCORES = np.empty(0, dtype=np.float32)
 _ALIGNMENT_BYTES = 64  # XLA takes a buffer without copying it only when it is aligned to a cache line
 
 
@@ -55,11 +54,16 @@ class CpuBeam:
         self.visited = visited
         self.admissions = admissions
         self.pool = _Pool(batch, 0)
+        self.answer: _Pool | None = _Pool(batch, 0) if any(a is not None for a in admissions) else None
         self.nonfinite = np.zeros(batch, dtype=np.int64)
-        # What was scored for filtered queries: their answer is chosen from it once, at the end.
-        self.scored: list[tuple[Candidates, np.ndarray]] | None = (
-            [] if any(admission is not None for admission in admissions) else None
-        )
+        if self.answer is not None:
+            barred = [_NOTHING if a is None else a.excluded for a in admissions]
+            self.excluded = np.concatenate(barred)
+            self.excluded_splits = np.zeros(batch + 1, dtype=np.int32)
+            np.cumsum([items.size for items in barred], out=self.excluded_splits[1:])
+            self.masks = [
+                (b, a.mask) for b, a in enumerate(admissions) if a is not None and a.mask is not None
+            ]
 
 
 class CpuBackend:
@@ -140,9 +144,11 @@ class CpuBackend:
         width: int,
         forget: bool,
     ) -> Frontier:
-        self._merge(beam, candidates, scores, keep, capacity)
-        if beam.scored is not None:
-            beam.scored.append((candidates, scores))
+        self._merge(beam.pool, beam, candidates, scores, _ALL_ALLOWED, keep, capacity, beam.nonfinite)
+        if beam.answer is not None:
+            uncounted = np.zeros(beam.batch, dtype=np.int64)
+            allowed = self._allowed(beam, candidates)
+            self._merge(beam.answer, beam, candidates, scores, allowed, keep, capacity, uncounted)
         frontier = np.empty((beam.batch, width), dtype=np.int32)
         count = np.empty(beam.batch, dtype=np.int32)
         pool = beam.pool
@@ -158,37 +164,37 @@ class CpuBackend:
         self, beam: CpuBeam, k: Sequence[int]
     ) -> list[tuple[Int32[np.ndarray, " k"], Float32[np.ndarray, " k"]]]:
         answers = []
-        for b, admission in enumerate(beam.admissions):
-            if admission is None:
-                keys = beam.pool.keys[b, : min(k[b], int(beam.pool.size[b]))]
-            else:
-                keys = self._admissible(beam, b, admission)[: k[b]]
-            answers.append(kernels.unpack(keys))
+        for b in range(beam.batch):
+            filtered = beam.answer is not None and beam.admissions[b] is not None
+            pool = beam.answer if filtered and beam.answer is not None else beam.pool
+            keys = pool.keys[b, : int(pool.size[b])]
+            if filtered:  # `level` may score an item on two levels of the graph, with one key both times
+                keys = np.unique(keys)
+            answers.append(kernels.unpack(keys[: k[b]]))
         return answers
 
-    def _admissible(self, beam: CpuBeam, query: int, admission: Admission) -> UInt64[np.ndarray, " n"]:
-        """Keys of all finite scores of admissible items, best first, each item once.
-
-        `level` may score an item on two levels of the graph; both times it has the same key.
-        """
-        steps = [
-            (candidates.item_index[start:stop], scores[start:stop])
-            for candidates, scores in beam.scored or ()
-            for start, stop in [candidates.row_splits[query : query + 2]]
-        ]
-        items = np.concatenate([_NOTHING, *(items for items, _ in steps)])
-        scores = np.concatenate([_NO_SCORES, *(scores for _, scores in steps)])
-        allowed = np.isfinite(scores)
-        if admission.mask is not None:
-            allowed &= admission.mask[items]
-        if admission.excluded.size:
-            allowed &= ~np.isin(items, admission.excluded)
-        return np.unique(kernels.pack(scores[allowed], items[allowed]))
+    def _allowed(self, beam: CpuBeam, candidates: Candidates) -> np.ndarray:
+        """Which candidates their query may return."""
+        allowed = np.empty(candidates.item_index.size, dtype=np.bool_)
+        kernels.admit(
+            candidates.item_index, candidates.row_splits, beam.excluded, beam.excluded_splits, allowed
+        )
+        for b, mask in beam.masks:
+            rows = slice(candidates.row_splits[b], candidates.row_splits[b + 1])
+            allowed[rows] &= mask[candidates.item_index[rows]]
+        return allowed
 
     def _merge(
-        self, beam: CpuBeam, candidates: Candidates, scores: np.ndarray, keep: int, capacity: int
+        self,
+        pool: _Pool,
+        beam: CpuBeam,
+        candidates: Candidates,
+        scores: np.ndarray,
+        allowed: np.ndarray,
+        keep: int,
+        capacity: int,
+        nonfinite: np.ndarray,
     ) -> None:
-        pool = beam.pool
         if pool.keys.shape[1] < capacity:  # `level` lets the pool grow from stage to stage
             grown = _Pool(beam.batch, capacity)
             held = pool.keys.shape[1]
@@ -207,10 +213,10 @@ class CpuBackend:
             candidates.item_index,
             candidates.row_splits,
             scores,
-            _ALL_ALLOWED,
+            allowed,
             keep,
             capacity,
-            beam.nonfinite,
+            nonfinite,
             self._new_keys,
             self._old_keys,
             self._old_expanded,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float32, Int32, Int64, UInt, UInt8, UInt64
 
 __all__ = [
+    "admit",
     "advance",
     "expand",
     "forget",
@@ -240,6 +241,22 @@ def select(
                 frontier[b, n] = np.int32(keys[b, j] & _LOW32)
                 n += 1
         count[b] = n
+
+
+@numba.njit(nogil=True, cache=True)
+def admit(
+    item_index: Int32[np.ndarray, " total"],
+    row_splits: Int32[np.ndarray, " batch+1"],
+    excluded: Int32[np.ndarray, " n_excluded"],
+    excluded_splits: Int32[np.ndarray, " batch+1"],
+    out: Bool[np.ndarray, " total"],
+) -> None:
+    """Whether each candidate is not among its query's ``excluded`` items (ascending for each query)."""
+    for b in range(row_splits.size - 1):
+        barred = excluded[excluded_splits[b] : excluded_splits[b + 1]]
+        for j in range(row_splits[b], row_splits[b + 1]):
+            at = np.searchsorted(barred, item_index[j])
+            out[j] = at == barred.size or barred[at] != item_index[j]
 
 
 @numba.njit(nogil=True, cache=True)

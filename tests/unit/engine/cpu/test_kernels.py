@@ -197,7 +197,21 @@ def test_forget_leaves_only_the_pool_visited_and_none_expanded(pools, before) ->
         assert not expanded[b, : len(row)].any()
 
 
-# -- gather ----------------------------------------------------------------------------------
+# -- admit, gather ----------------------------------------------------------------------------------
+
+
+@EXAMPLES
+@given(
+    rows=st.lists(st.tuples(st.lists(item, max_size=30), st.sets(item, max_size=30)), min_size=1, max_size=4)
+)
+def test_admit_bars_what_each_query_excludes(rows) -> None:
+    items = [i for row, _ in rows for i in row]
+    excluded = [i for _, barred in rows for i in sorted(barred)]
+    splits = i32(np.cumsum([0, *(len(row) for row, _ in rows)]))
+    excluded_splits = i32(np.cumsum([0, *(len(barred) for _, barred in rows)]))
+    out = np.empty(len(items), np.bool_)
+    kernels.admit(i32(items), splits, i32(excluded), excluded_splits, out)
+    assert out.tolist() == [i not in barred for row, barred in rows for i in row]
 
 
 @pytest.mark.parametrize("dtype", [np.uint64, np.uint32, np.uint16, np.uint8])
