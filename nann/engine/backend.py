@@ -1,15 +1,14 @@
-"""The primitives a beam search is made of, and the arrays they exchange.
+"""The primitives a beam search is made of. The loop that calls them is written once, in `retrievers/`.
 
-A `Backend` owns memory and kernels; the loop that calls them is written once, in
-`retrievers/hnsw.py`. Arrays are ragged by query: row ``b`` of a batch owns the flat range
-``row_splits[b] : row_splits[b + 1]``. Scores and item indices travel inside one 64-bit *key*
-whose unsigned order is the total order of the design (score descending, then item_index
-ascending), so that a beam is a sorted array of integers and a merge compares one word.
+A `Backend` owns memory and kernels; what it hands out (a beam, candidates, tiles) is its own and stays
+where its kernels run. Scores and item indices travel inside one 64-bit *key* whose unsigned order is
+the total order of the design (score descending, then item_index ascending), so that a beam is a sorted
+array of integers and a merge compares one word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -17,9 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Bool, Float32, Int32, Int64
 
-    from nann.engine.scoring.buckets import Plan
+    from nann.engine.scoring.buckets import BucketGrid, Shape
 
-__all__ = ["Admission", "Backend", "Beam", "Candidates", "Frontier", "Tiles"]
+__all__ = ["Admission", "Backend", "Beam", "Tiles"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,34 +34,22 @@ class Admission:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidates:
-    """Items to be scored, ragged by query: ``item_index[row_splits[b]:row_splits[b+1]]``."""
-
-    item_index: Int32[np.ndarray, " total"]
-    row_splits: Int32[np.ndarray, " batch+1"]
-
-
-@dataclass(frozen=True, slots=True)
-class Frontier:
-    """Items to be expanded: the first ``count[b]`` of row b."""
-
-    item_index: Int32[np.ndarray, "batch width"]
-    count: Int32[np.ndarray, " batch"]
-
-
-@dataclass(frozen=True, slots=True)
 class Tiles:
     """Rows of the item tensors laid out for one call of the scorer: [tiles, rows, …].
 
-    A tile belongs to one query, ``tile_query[t]``; rows past a query's last candidate are zero.
+    A tile belongs to one query, ``tile_query[t]``; rows past a query's last candidate are zero. Without
+    a `tile_query` the items are one tile, [1, rows, …], to be scored for every user of the batch.
+    `place` is the backend's note of where the scores belong.
     """
 
-    tile_query: Int32[np.ndarray, " tiles"]
+    shape: Shape
+    tile_query: Any | None
     items: Mapping[str, Any]
+    place: Any = None
 
 
 class Beam(Protocol):
-    """A backend's own memory for one batch: pools of best nodes, visited bitmaps, counters."""
+    """A backend's own memory for one batch: pools of best nodes, visited bitmaps, frontier, counters."""
 
     @property
     def batch(self) -> int: ...
@@ -72,12 +59,22 @@ class Beam(Protocol):
         """How many scores of each query were NaN or infinite so far."""
         ...
 
+    @property
+    def scored_per_step(self) -> Int32[np.ndarray, "steps batch"]:
+        """How many candidates each query got from `seed` and from each `expand`."""
+        ...
+
 
 BeamT = TypeVar("BeamT", bound=Beam)
+CandidatesT = TypeVar("CandidatesT")
 
 
-class Backend(Protocol[BeamT]):
-    """What a device offers to the search. One instance serves one lane, so one thread at a time."""
+class Backend(Protocol[BeamT, CandidatesT]):
+    """What a device offers to the search. One instance serves one lane, so one thread at a time.
+
+    One step is ``expand → gather → (the scorer) → take_scores → merge_beam``. Everything a method
+    returns is valid until the lane's next `begin`; candidates and tiles until the next of their kind.
+    """
 
     def begin(self, batch: int, *, with_answer: Sequence[Admission | None]) -> BeamT:
         """Take scratch for ``batch`` queries: empty pools, nothing visited.
@@ -86,31 +83,38 @@ class Backend(Protocol[BeamT]):
         """
         ...
 
-    def seed(self, beam: BeamT, rows: Sequence[Int32[np.ndarray, " n"]]) -> Candidates:
-        """Mark ``rows[b]`` as visited for query b and return those that were not, in order, once."""
+    def seed(self, beam: BeamT, rows: Sequence[Int32[np.ndarray, " n"]]) -> CandidatesT:
+        """Candidates: ``rows[b]`` for query b, each item once, those not visited so far; visited now."""
         ...
 
-    def expand(self, beam: BeamT, frontier: Frontier, level: int) -> Candidates:
-        """Neighbours of the frontier at ``level`` not yet visited, each once, now marked visited."""
+    def listed(self, beam: BeamT, rows: Sequence[Int32[np.ndarray, " n"] | range]) -> CandidatesT:
+        """Candidates: ``rows[b]`` for query b as they are. Nothing becomes visited, no step is counted."""
         ...
 
-    def gather(self, candidates: Candidates, plan: Plan) -> Tiles:
-        """Copy the item tensors of the planned part of the candidates into a scorer's shape."""
+    def expand(self, beam: BeamT, level: int) -> CandidatesT | None:
+        """Candidates: neighbours of the frontier at ``level`` not visited so far, each once; visited now.
+
+        They come in any order. None when no query has a frontier.
+        """
+        ...
+
+    def gather(self, candidates: CandidatesT, grid: BucketGrid) -> Iterator[Tiles]:
+        """Lay all candidates out in the grid's shapes and copy their item tensors there, call by call.
+
+        The next tiles may overwrite the last: hand their scores to `take_scores` first.
+        """
+        ...
+
+    def take_scores(self, candidates: CandidatesT, tiles: Tiles, scores: Any) -> None:
+        """Accept what the scorer made of ``tiles``: float32 [tiles, rows], or [users, rows] without a
+        `tile_query`, where the tiles live."""
         ...
 
     def merge_beam(
-        self,
-        beam: BeamT,
-        candidates: Candidates,
-        scores: Float32[np.ndarray, " total"],
-        *,
-        keep: int,
-        capacity: int,
-        width: int,
-        forget: bool,
-    ) -> Frontier:
-        """Let the ``keep`` best new candidates join each pool, cut it to ``capacity``, and return
-        its ``width`` best nodes not expanded yet, which from now on count as expanded.
+        self, beam: BeamT, candidates: CandidatesT, *, keep: int, capacity: int, width: int, forget: bool
+    ) -> None:
+        """Let the ``keep`` best candidates join each pool, cut it to ``capacity``, and make its ``width``
+        best nodes not expanded yet the frontier; from now on they count as expanded.
 
         With ``forget`` the pool's nodes become the only visited ones and none counts as expanded
         (NANN's step from one level of the graph to the next) before the frontier is chosen.
@@ -122,6 +126,8 @@ class Backend(Protocol[BeamT]):
         """The items that query ``query`` has not visited, ascending."""
         ...
 
-    def to_host(self, beam: BeamT, k: Sequence[int]) -> list[tuple[Any, Any]]:
-        """The best ``k[b]`` (item_index int32, score float32) of each query, by the total order."""
+    def to_host(
+        self, beam: BeamT, k: Sequence[int]
+    ) -> list[tuple[Int32[np.ndarray, " k"], Float32[np.ndarray, " k"]]]:
+        """The best ``k[b]`` (item_index, score) of each query, by the total order."""
         ...

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nann.engine.artifacts import Artifact
 from nann.engine.types import ItemId, UserId
 
 if TYPE_CHECKING:
     import polars as pl
     from jaxtyping import Int32, Int64
+
+    from nann.engine.artifacts import Artifact
 
 __all__ = ["Catalog"]
 
@@ -83,13 +84,13 @@ class Catalog:
         Raises:
             ArtifactError: it cannot be read, or has another number of rows.
         """
+        path = self._artifact.items_parquet
+        if path is None:
+            return None
         import polars as pl
 
         from nann.engine.errors import ArtifactError
 
-        path = self._artifact.items_parquet
-        if path is None:
-            return None
         try:
             table = pl.read_parquet(path)
         except (OSError, pl.exceptions.PolarsError) as error:

@@ -6,8 +6,8 @@ IO after `load`; who calls `search` with which lane is the caller's affair (one 
 
 from __future__ import annotations
 
+import itertools
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nann.engine.artifacts import Artifact, Manifest, Verify
-from nann.engine.backend import Admission
+from nann.engine.backend import Admission, Backend
 from nann.engine.catalog import Catalog
-from nann.engine.cpu.backend import CpuBackend
 from nann.engine.errors import BackendError, InvalidQuery, Unsupported
 from nann.engine.filters import FilterCache
 from nann.engine.retrievers.exhaustive import ExhaustiveRetriever
@@ -30,9 +28,10 @@ from nann.engine.types import Hits, ItemId, Note, Query, SearchParams, UserId
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float32, Int32
 
+    from nann.engine.artifacts import Artifact, Manifest, Verify
     from nann.engine.scoring.scorer import Scorer
 
-__all__ = ["DEFAULT_PROFILES", "PreparedQuery", "SearchEngine", "WarmUp", "threads_per_lane"]
+__all__ = ["DEFAULT_PROFILES", "PreparedQuery", "SearchEngine", "WarmUp"]
 
 # Measured on Brunch, docs/results.md: best_first scores about nine items for each place in its pool.
 SCORED_PER_EF = 9
@@ -63,38 +62,30 @@ class SearchEngine:
     """Answers queries over one artifact. See the module docstring for who may call what when."""
 
     def __init__(
-        self, artifact: Artifact, scorer: Scorer, *, lanes: int, max_batch: int, max_k: int = 1000
+        self,
+        artifact: Artifact,
+        lanes: Sequence[tuple[Backend[Any, Any], Scorer]],
+        *,
+        max_batch: int,
+        max_k: int = 1000,
     ) -> None:
-        if lanes < 1 or max_batch < 1 or max_k < 1:
-            raise ValueError("lanes, max_batch and max_k must be at least 1")
+        """An engine of one lane for each (backend, scorer); lanes may share a scorer."""
+        if not lanes or max_batch < 1 or max_k < 1:
+            raise ValueError("an engine has at least one lane, and max_batch and max_k of at least 1")
         self.manifest: Manifest = artifact.manifest
-        self.n_lanes = lanes
+        self.n_lanes = len(lanes)
         self.max_batch = max_batch
         self.max_k = max_k
         self._artifact = artifact
-        self._scorer = scorer
+        self._scorers = list(dict.fromkeys(scorer for _, scorer in lanes))
         self._catalog = Catalog(artifact)
         self._filters = FilterCache(self._catalog.table)
-        # Rows are read in random order, where the 4 KiB pages of a mapped file cost a TLB miss each; NumPy
-        # asks for huge pages for arrays of its own.
-        neighbors = [np.array(table) for table in artifact.neighbors]
-        item_state = {name: np.array(table) for name, table in artifact.item_state.items()}
-        backends = [
-            CpuBackend(
-                num_items=artifact.num_items,
-                neighbors=neighbors,
-                item_state=item_state,
-                max_batch=max_batch,
-                max_pairs=scorer.grid.max_rows,
-            )
-            for _ in range(lanes)
-        ]
         self._lanes: list[Mapping[str, Retriever]] = [
             {
                 "hnsw": HnswRetriever(backend, scorer, num_items=artifact.num_items),
                 "exhaustive": ExhaustiveRetriever(backend, scorer, num_items=artifact.num_items),
             }
-            for backend in backends
+            for backend, scorer in lanes
         ]
 
     @classmethod
@@ -103,6 +94,7 @@ class SearchEngine:
         version_dir: Path,
         *,
         device: str = "cpu",
+        scorer: str = "auto",
         lanes: int = 2,
         max_batch: int = 16,
         verify: Verify = "full",
@@ -112,31 +104,31 @@ class SearchEngine:
     ) -> SearchEngine:
         """Verify, map and load a version. `warm_up` must run before the first `search`.
 
-        `intra_op_threads` is `threads_per_lane` when not given.
+        `device`, `scorer` and `intra_op_threads` mean what they mean in `devices.open_lanes`.
 
         Raises:
             ArtifactError: the version is damaged; names the file, what was expected and what was found.
-            Unsupported: the device is not one this build has.
+            Unsupported: the device or the scorer is not one this machine or version has.
+            BackendError: the version does not fit into the device's memory.
         """
-        if device != "cpu":
-            raise Unsupported(f"device {device!r}: this build searches on the CPU only; use --device cpu")
-        from nann.engine.scoring.tensorflow_scorer import TensorFlowScorer
+        from nann.engine.artifacts import Artifact
+        from nann.engine.devices import open_lanes
 
         artifact = Artifact.open(version_dir, verify=verify)
-        if intra_op_threads is None:
-            intra_op_threads = threads_per_lane(lanes)
-        scorer = TensorFlowScorer(
-            version_dir,
-            artifact.manifest,
+        opened = open_lanes(
+            artifact,
+            device=device,
+            scorer=scorer,
+            lanes=lanes,
             max_batch=max_batch,
             xla_cache_dir=xla_cache_dir,
             intra_op_threads=intra_op_threads,
         )
-        return cls(artifact, scorer, lanes=lanes, max_batch=max_batch, max_k=max_k)
+        return cls(artifact, opened, max_batch=max_batch, max_k=max_k)
 
     @property
     def n_compilations(self) -> int:
-        return self._scorer.n_compilations
+        return sum(scorer.n_compilations for scorer in self._scorers)
 
     @property
     def memory_bytes(self) -> int:
@@ -156,13 +148,13 @@ class SearchEngine:
             BackendError: a program failed, or a score was not finite.
         """
         started = time.perf_counter()
-        bit_equal = self._scorer.warm_up()
+        in_every_shape = [scorer.warm_up() for scorer in self._scorers]
         for lane in range(self.n_lanes):
             for batch in self._warm_up_batches():
                 for hits in self.search(batch, lane):
                     if bad := [note.count for note in hits.notes if note.code == "nonfinite_scores"]:
                         raise BackendError(f"the model gives {bad[0]} items a NaN or infinite score")
-        return WarmUp(time.perf_counter() - started, self._scorer.n_compilations, bit_equal)
+        return WarmUp(time.perf_counter() - started, self.n_compilations, all(in_every_shape))
 
     def check(self, query: Query) -> PreparedQuery:
         """Resolve a query's ids and check it against this model; touches no lane.
@@ -213,7 +205,7 @@ class SearchEngine:
         if not 1 <= len(batch) <= self.max_batch or len({query.compat for query in batch}) != 1:
             raise ValueError(f"a batch holds 1 to {self.max_batch} queries of one compat")
         answers = self._lanes[lane][batch[0].retriever].search(batch, probe or silent)
-        hits = [self._hits(query, answer) for query, answer in zip(batch, answers, strict=True)]
+        hits = self._hits(batch, answers)
         if probe is not None:
             probe("results")
         return hits
@@ -287,7 +279,7 @@ class SearchEngine:
             embedded = comm_seq.astype(np.float32)
         if not np.isfinite(embedded).all():
             raise InvalidQuery("comm_seq holds a NaN, an infinity or a number too large for float32")
-        if not self._scorer.takes_comm_seq:
+        if not self._scorers[0].takes_comm_seq:
             raise Unsupported("this model cannot be queried by comm_seq")
         return embedded
 
@@ -364,27 +356,28 @@ class SearchEngine:
 
     # -- results -------------------------------------------------------------------------------
 
-    def _hits(self, query: PreparedQuery, answer: Answer) -> Hits:
-        notes = list(query.notes)
-        if answer.remainder_scored:
-            text = "the walk ended with too few items, so the rest was scored"
-            notes.append(Note("remainder_scored", text, answer.remainder_scored))
-        if answer.nonfinite:
-            notes.append(Note("nonfinite_scores", "NaN or infinite scores do not rank", answer.nonfinite))
-        return Hits(
-            item_ids=self._catalog.item_ids(answer.item_index),
-            scores=answer.score.tolist(),
-            n_scored=sum(answer.scored_per_step) + answer.remainder_scored,
-            steps=len(answer.scored_per_step),
-            notes=tuple(notes),
-            attributes=self._catalog.attributes(answer.item_index) if query.with_attributes else None,
-            explain={
-                "retriever": query.retriever,
-                "policy": query.params.policy,
-                "ef": query.params.ef if query.params.policy == "best_first" else None,
-                "scored_per_step": list(answer.scored_per_step),
-            },
-        )
+    def _hits(self, batch: Sequence[PreparedQuery], answers: Sequence[Answer]) -> list[Hits]:
+        """The answers by item id. Ids and scores become Python values once a batch, not once a query."""
+        splits = [0, *itertools.accumulate(answer.item_index.size for answer in answers)]
+        item_ids = self._catalog.item_ids(np.concatenate([answer.item_index for answer in answers]))
+        scores = np.concatenate([answer.score for answer in answers]).tolist()
+        return [
+            Hits(
+                item_ids=item_ids[start:stop],
+                scores=scores[start:stop],
+                n_scored=sum(answer.scored_per_step) + answer.remainder_scored,
+                steps=len(answer.scored_per_step),
+                notes=_notes(query, answer),
+                attributes=self._catalog.attributes(answer.item_index) if query.with_attributes else None,
+                explain={
+                    "retriever": query.retriever,
+                    "policy": query.params.policy,
+                    "ef": query.params.ef if query.params.policy == "best_first" else None,
+                    "scored_per_step": list(answer.scored_per_step),
+                },
+            )
+            for query, answer, (start, stop) in zip(batch, answers, itertools.pairwise(splits), strict=True)
+        ]
 
     def _warm_up_batches(self) -> list[list[PreparedQuery]]:
         some = self._catalog.item_ids(self._catalog.by_popularity[: self.manifest.history_length])
@@ -410,6 +403,16 @@ class SearchEngine:
         return [batch for batch in [*batches, [include]] if batch]
 
 
+def _notes(query: PreparedQuery, answer: Answer) -> tuple[Note, ...]:
+    notes = list(query.notes)
+    if answer.remainder_scored:
+        text = "the walk ended with too few items, so the rest was scored"
+        notes.append(Note("remainder_scored", text, answer.remainder_scored))
+    if answer.nonfinite:
+        notes.append(Note("nonfinite_scores", "NaN or infinite scores do not rank", answer.nonfinite))
+    return tuple(notes)
+
+
 def _check_params(params: SearchParams) -> None:
     if params.policy == "level":
         topn = params.level_topn
@@ -425,12 +428,3 @@ def _check_params(params: SearchParams) -> None:
             raise InvalidQuery("level_topn belongs to the policy 'level'")
     elif params.policy != "exhaustive":
         raise InvalidQuery(f"unknown policy {params.policy!r}; known: best_first, level, exhaustive")
-
-
-def threads_per_lane(lanes: int) -> int:
-    """The processors shared out between the lanes, at least one each.
-
-    On two cores two lanes of one thread answer 14 to 25 % more queries than two lanes of two threads,
-    and one query alone is no slower (docs/results.md, "Time").
-    """
-    return max(1, len(os.sched_getaffinity(0)) // lanes)

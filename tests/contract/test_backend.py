@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,9 @@ from engine_world import random_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_kernels import ReferencePool, first_sights
-from registry import BACKENDS
+from registry import BACKENDS, BackendCase
 
-from nann.engine.backend import Admission, Candidates, Frontier
+from nann.engine.backend import Admission
 from nann.engine.scoring.buckets import BucketGrid
 
 EXAMPLES = settings(max_examples=80, deadline=None, derandomize=True)
@@ -30,6 +29,7 @@ def tables(seed: int = 0) -> dict[str, Any]:
             "item_a": rng.normal(size=(NUM_ITEMS, 8)).astype(np.float16),
             "item_b": rng.normal(size=(NUM_ITEMS, 2, 3)).astype(np.float32),
             "item_c": rng.normal(size=NUM_ITEMS).astype(np.float16),
+            "item_number": np.arange(1, NUM_ITEMS + 1, dtype=np.float32),
         },
         "max_batch": MAX_BATCH,
         "max_pairs": MAX_PAIRS,
@@ -37,13 +37,20 @@ def tables(seed: int = 0) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
-def make(request):
+def case(request) -> BackendCase:
     return BACKENDS[request.param]
 
 
-def rows_of(candidates: Candidates) -> list[list[int]]:
-    splits = candidates.row_splits
-    return [candidates.item_index[a:b].tolist() for a, b in pairwise(splits)]
+def score(
+    case: BackendCase, backend: Any, candidates: Any, scores: np.ndarray, grid: BucketGrid | None = None
+) -> None:
+    """Take ``scores[query, item]`` as the answer to every tile; rows of padding answer NaN."""
+    grid = grid or case.grid(max_batch=MAX_BATCH, max_rows=MAX_PAIRS)
+    for tiles in backend.gather(candidates, grid):
+        items = case.to_host(tiles.items["item_number"]).astype(np.int64) - 1
+        queries = case.to_host(tiles.tile_query)[:, None]
+        found = np.where(items >= 0, scores[queries, items], np.nan).astype(np.float32)
+        backend.take_scores(candidates, tiles, case.to_device(found))
 
 
 def admission(draw: Any) -> Admission | None:
@@ -94,9 +101,9 @@ class Reference:
 
 @EXAMPLES
 @given(data=st.data())
-def test_any_sequence_of_primitives_equals_the_reference(make, data) -> None:
+def test_any_sequence_of_primitives_equals_the_reference(case, data) -> None:
     given_tables = tables(data.draw(st.integers(0, 5)))
-    backend = make(**given_tables)
+    backend = case.make(**given_tables)
     for _ in range(data.draw(st.integers(1, 2))):  # a lane's scratch is used again
         batch = data.draw(st.integers(1, MAX_BATCH))
         rules = [admission(data.draw) for _ in range(batch)]
@@ -107,29 +114,41 @@ def test_any_sequence_of_primitives_equals_the_reference(make, data) -> None:
         starts = [data.draw(st.lists(item, max_size=9)) for _ in range(batch)]
         candidates = backend.seed(beam, [np.array(row, np.int32) for row in starts])
         expected = [first_sights(row, q.visited) for q, row in zip(wanted, starts, strict=True)]
+        counts = [[len(row) for row in expected]]
         for _ in range(data.draw(st.integers(1, 4))):
-            assert rows_of(candidates) == expected
-            total = int(candidates.row_splits[-1])
-            scores = np.array(data.draw(st.lists(SCORES, min_size=total, max_size=total)), np.float32)
+            found = case.rows_of(candidates)
+            assert [sorted(row) for row in found] == [sorted(row) for row in expected]
+            scores = np.array(data.draw(st.lists(SCORES, min_size=batch * 16, max_size=batch * 16)))
+            scores = np.resize(scores, (batch, NUM_ITEMS)).astype(np.float32)
             stage = {
                 "keep": data.draw(st.sampled_from([1, 4, NO_LIMIT])),
                 "capacity": data.draw(st.sampled_from([2, 5, 20])),
                 "width": data.draw(st.integers(0, 6)),
                 "forget": data.draw(st.booleans()),
             }
-            frontier = backend.merge_beam(beam, candidates, scores, **stage)
-            chosen = []
-            for b, query in enumerate(wanted):
-                part = slice(candidates.row_splits[b], candidates.row_splits[b + 1])
-                chosen.append(query.merge(expected[b], scores[part].tolist(), **stage))
-            assert [frontier.item_index[b, : frontier.count[b]].tolist() for b in range(batch)] == chosen
+            score(case, backend, candidates, scores)
+            backend.merge_beam(beam, candidates, **stage)
+            chosen = [
+                query.merge(expected[b], scores[b, expected[b]].tolist(), **stage)
+                for b, query in enumerate(wanted)
+            ]
+            assert case.frontier_of(beam) == chosen
             level = data.draw(st.integers(0, 1))
-            candidates = backend.expand(beam, frontier, level)
+            candidates = backend.expand(beam, level)
             expected = [q.expand(row, level) for q, row in zip(wanted, chosen, strict=True)]
-        assert rows_of(candidates) == expected
-        assert beam.nonfinite.tolist() == [query.pool.nonfinite for query in wanted]
+            if candidates is None:
+                assert not any(chosen)
+                break
+            assert any(chosen)
+            counts.append([len(row) for row in expected])
+        else:
+            found = case.rows_of(candidates)
+            assert [sorted(row) for row in found] == [sorted(row) for row in expected]
         ks = [data.draw(st.integers(0, 25)) for _ in range(batch)]
-        for b, (items, scores) in enumerate(backend.to_host(beam, ks)):
+        answers = backend.to_host(beam, ks)
+        assert beam.scored_per_step.tolist() == counts
+        assert beam.nonfinite.tolist() == [query.pool.nonfinite for query in wanted]
+        for b, (items, scores) in enumerate(answers):
             assert items.dtype == np.int32 and scores.dtype == np.float32
             assert list(zip(scores.tolist(), items.tolist(), strict=True)) == wanted[b].best(ks[b])
             rest = backend.unvisited(beam, b)
@@ -138,48 +157,72 @@ def test_any_sequence_of_primitives_equals_the_reference(make, data) -> None:
 
 @EXAMPLES
 @given(counts=st.lists(st.integers(0, 150), min_size=1, max_size=MAX_BATCH), seed=st.integers(0, 99))
-def test_gather_copies_every_candidate_to_its_row_and_zeroes_the_rest(make, counts, seed) -> None:
+def test_gather_copies_every_candidate_to_one_row_and_zeroes_the_rest(case, counts, seed) -> None:
     given_tables = tables()
-    backend = make(**given_tables)
+    backend = case.make(**given_tables)
     rng = np.random.default_rng(seed)
-    items = rng.integers(0, NUM_ITEMS, sum(counts)).astype(np.int32)
-    candidates = Candidates(items, np.cumsum([0, *counts]).astype(np.int32))
-    grid = BucketGrid(max_batch=MAX_BATCH, max_rows=MAX_PAIRS)
-    for plan in grid.plan(candidates.row_splits.tolist()):
-        tiles = backend.gather(candidates, plan)
-        owner = np.full(plan.shape.pairs, -1)
-        source = np.full(plan.shape.pairs, -1)
-        for segment in plan.segments:
-            n = segment.stop - segment.start
-            owner[segment.row : segment.row + n] = segment.query
-            source[segment.row : segment.row + n] = items[segment.start : segment.stop]
+    beam = backend.begin(len(counts), with_answer=[None] * len(counts))
+    rows = [rng.integers(0, NUM_ITEMS, count).astype(np.int32) for count in counts]
+    candidates = backend.listed(beam, rows)
+    grid = case.grid(max_batch=MAX_BATCH, max_rows=MAX_PAIRS)
+    laid_out: list[list[int]] = [[] for _ in counts]
+    for tiles in backend.gather(candidates, grid):
+        shape = tiles.shape
+        assert shape in set(grid.shapes())
+        owner = case.to_host(tiles.tile_query)
+        assert owner.dtype == np.int32
+        assert owner.shape == (shape.tiles,)
+        source = case.to_host(tiles.items["item_number"]).astype(np.int64) - 1
         for name, table in given_tables["item_state"].items():
-            wanted = np.where((source >= 0).reshape(-1, *[1] * (table.ndim - 1)), table[source], 0)
-            found = np.asarray(tiles.items[name])
+            found = case.to_host(tiles.items[name])
             assert found.dtype == table.dtype
-            assert found.shape == (plan.shape.tiles, plan.shape.rows, *table.shape[1:])
-            np.testing.assert_array_equal(found.reshape(wanted.shape), wanted)
-        per_tile = owner.reshape(plan.shape.tiles, plan.shape.rows)
-        for tile, query in zip(per_tile, np.asarray(tiles.tile_query), strict=True):
-            assert set(tile[tile >= 0].tolist()) <= {int(query)}
-        assert np.asarray(tiles.tile_query).dtype == np.int32
+            assert found.shape == (shape.tiles, shape.rows, *table.shape[1:])
+            held = (source >= 0).reshape(*source.shape, *[1] * (table.ndim - 1))
+            np.testing.assert_array_equal(found, np.where(held, table[source], 0))
+        for tile in range(shape.tiles):
+            laid_out[owner[tile]] += source[tile][source[tile] >= 0].tolist()
+        backend.take_scores(
+            candidates, tiles, case.to_device(np.zeros((shape.tiles, shape.rows), np.float32))
+        )
+    assert [sorted(row) for row in laid_out] == [sorted(row.tolist()) for row in rows]
 
 
-def test_an_empty_frontier_has_no_neighbours(make) -> None:
-    backend = make(**tables())
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_scan_of_ranges_ranks_every_item(case, batch) -> None:
+    backend = case.make(**tables())
+    rng = np.random.default_rng(batch)
+    scores = rng.integers(-9, 9, (batch, NUM_ITEMS)).astype(np.float32)
+    beam = backend.begin(batch, with_answer=[None] * batch)
+    for start in range(0, NUM_ITEMS, 60):
+        candidates = backend.listed(beam, [range(start, min(start + 60, NUM_ITEMS))] * batch)
+        score(case, backend, candidates, scores)
+        backend.merge_beam(beam, candidates, keep=NO_LIMIT, capacity=NUM_ITEMS, width=0, forget=False)
+    for b, (items, found) in enumerate(backend.to_host(beam, [NUM_ITEMS] * batch)):
+        wanted = np.lexsort((np.arange(NUM_ITEMS), -scores[b]))
+        assert items.tolist() == wanted.tolist()
+        assert found.tolist() == scores[b, wanted].tolist()
+    assert beam.scored_per_step.shape == (0, batch)
+    assert backend.unvisited(beam, 0).size == NUM_ITEMS
+
+
+def test_without_a_frontier_there_is_nothing_to_expand(case) -> None:
+    backend = case.make(**tables())
     beam = backend.begin(2, with_answer=[None, None])
-    frontier = Frontier(np.zeros((2, 3), np.int32), np.zeros(2, np.int32))
-    assert rows_of(backend.expand(beam, frontier, 0)) == [[], []]
+    assert backend.expand(beam, 0) is None
+    candidates = backend.seed(beam, [np.arange(3, dtype=np.int32), np.empty(0, np.int32)])
+    score(case, backend, candidates, np.ones((2, NUM_ITEMS), np.float32))
+    backend.merge_beam(beam, candidates, keep=9, capacity=9, width=0, forget=False)
+    assert backend.expand(beam, 0) is None
 
 
-def test_nothing_is_left_of_the_search_before(make) -> None:
-    backend = make(**tables())
+def test_nothing_is_left_of_the_search_before(case) -> None:
+    backend = case.make(**tables())
     for _ in range(2):
         beam = backend.begin(1, with_answer=[None])
         candidates = backend.seed(beam, [np.arange(10, dtype=np.int32)])
-        assert rows_of(candidates) == [list(range(10))]
-        backend.merge_beam(
-            beam, candidates, np.ones(10, np.float32), keep=NO_LIMIT, capacity=5, width=2, forget=False
-        )
+        assert [sorted(row) for row in case.rows_of(candidates)] == [list(range(10))]
+        score(case, backend, candidates, np.ones((1, NUM_ITEMS), np.float32))
+        backend.merge_beam(beam, candidates, keep=NO_LIMIT, capacity=5, width=2, forget=False)
         assert backend.to_host(beam, [9])[0][0].tolist() == [0, 1, 2, 3, 4]
         assert beam.nonfinite.tolist() == [0]
+        assert beam.scored_per_step.tolist() == [[10]]

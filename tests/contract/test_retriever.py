@@ -10,7 +10,7 @@ import pytest
 from engine_world import DIM, HISTORY_LENGTH, IntegerScorer, World, make_world
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from registry import BACKENDS, RETRIEVERS
+from registry import BACKENDS, RETRIEVERS, AdaptedScorer
 
 from nann.engine.artifacts import Artifact
 from nann.engine.backend import Admission
@@ -40,14 +40,15 @@ def build(world) -> Callable[..., Retriever]:
                 np.nan,
                 score(users, tiles),
             )
-        lane = BACKENDS[backend](
+        case = BACKENDS[backend]
+        lane = case.make(
             num_items=N,
             neighbors=artifact.neighbors,
             item_state=artifact.item_state,
             max_batch=MAX_BATCH,
             max_pairs=max_rows,
         )
-        return RETRIEVERS[retriever](lane, scorer, num_items=N)
+        return RETRIEVERS[retriever](lane, AdaptedScorer(case, scorer), num_items=N)
 
     return make
 

@@ -16,7 +16,8 @@ from tiny_models import attention, publish
 
 from nann.engine.artifacts import Artifact
 from nann.engine.backend import Tiles
-from nann.engine.scoring.buckets import BucketGrid
+from nann.engine.devices import cpu_lanes
+from nann.engine.scoring.buckets import BucketGrid, Shape
 from nann.engine.scoring.tensorflow_scorer import TensorFlowScorer
 from nann.engine.search_engine import SearchEngine
 from nann.engine.types import Query, SearchParams
@@ -61,7 +62,8 @@ class Recording:
 
     def engine(self, *, lanes: int, max_rows: int) -> SearchEngine:
         scorer = ReplayScorer(self.histories, self.scores, max_rows=max_rows)
-        return SearchEngine(self.artifact, scorer, lanes=lanes, max_batch=MAX_BATCH)
+        opened = cpu_lanes(self.artifact, scorer, lanes=lanes, max_batch=MAX_BATCH)
+        return SearchEngine(self.artifact, opened, max_batch=MAX_BATCH)
 
     def queries(self, engine: SearchEngine, params: SearchParams) -> list[Any]:
         ids = self.artifact.item_ids
@@ -91,7 +93,7 @@ def recording(tmp_path_factory) -> Recording:
     items = np.resize(np.arange(N), 256)
     tensors = {name: table[items][None] for name, table in model.item_state().items()}
     scores = np.concatenate(
-        [scorer.score(users, Tiles(np.array([b], np.int32), tensors)) for b in range(USERS)]
+        [scorer.score(users, Tiles(Shape(1, 256), np.array([b], np.int32), tensors)) for b in range(USERS)]
     )[:, :N]
     rounded = np.round(scores, 1)  # so that ties are common
     artifact = dataclasses.replace(

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from registry import BACKENDS, MAX_BATCH, SCORERS, ScorerCase
+from registry import BACKENDS, MAX_BATCH, SCORERS, AdaptedScorer, ScorerCase
 
-from nann.engine.backend import Candidates, Tiles
+from nann.engine.backend import Tiles
 from nann.engine.retrievers.retriever import silent
 from nann.engine.scoring.buckets import Shape
 from nann.engine.scoring.scorer import score_candidates
@@ -46,7 +46,7 @@ def tiles_of(case: ScorerCase, shape: Shape, items: np.ndarray, tile_query: np.n
         name: table[items].reshape(shape.tiles, shape.rows, *table.shape[1:])
         for name, table in case.item_state.items()
     }
-    return Tiles(tile_query.astype(np.int32), tensors)
+    return Tiles(shape, tile_query.astype(np.int32), tensors)
 
 
 def same_bits(found: np.ndarray, wanted: np.ndarray) -> bool:
@@ -118,20 +118,27 @@ def test_rows_of_padding_do_not_touch_their_neighbours(warm) -> None:
 @pytest.mark.parametrize("backend_name", BACKENDS)
 def test_candidates_of_any_number_are_scored_in_their_order(warm, backend_name) -> None:
     rng = np.random.default_rng(4)
-    backend = BACKENDS[backend_name](
+    case = BACKENDS[backend_name]
+    scorer = AdaptedScorer(case, warm.scorer)
+    backend = case.make(
         num_items=warm.case.num_items,
         neighbors=[],
         item_state=warm.case.item_state,
         max_batch=MAX_BATCH,
-        max_pairs=warm.scorer.grid.max_rows,
+        max_pairs=scorer.grid.max_rows,
     )
     users = warm.scorer.encode_history(warm.histories)
     for counts in ([0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 700, 0], [1, 33, 64, 5], [300, 0, 1, 900], [64] * 4):
-        queries = np.repeat(np.arange(MAX_BATCH), counts)
-        items = rng.integers(0, warm.case.num_items, sum(counts)).astype(np.int32)
-        splits = np.cumsum([0, *counts]).astype(np.int32)
-        found = score_candidates(backend, warm.scorer, users, Candidates(items, splits), silent)
-        assert same_bits(found, warm.scores[queries, items]), counts
+        items = [rng.integers(0, warm.case.num_items, count).astype(np.int32) for count in counts]
+        beam = backend.begin(MAX_BATCH, with_answer=[None] * MAX_BATCH)
+        candidates = backend.listed(beam, items)
+        score_candidates(backend, scorer, users, candidates, silent)
+        backend.merge_beam(beam, candidates, keep=2**31 - 1, capacity=1000, width=0, forget=False)
+        for b, (found, scores) in enumerate(backend.to_host(beam, [1000] * MAX_BATCH)):
+            assert len(found) == counts[b]
+            assert same_bits(scores, warm.scores[b, found]), counts
+            ranked = sorted(items[b].tolist(), key=lambda i: (-warm.scores[b, i], i))
+            assert found.tolist() == ranked
 
 
 def test_two_threads_get_the_bits_that_one_gets(warm) -> None:

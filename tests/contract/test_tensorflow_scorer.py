@@ -15,7 +15,7 @@ from tiny_models import TinyModel, integer_dot, make_model_world, publish
 from nann.engine.artifacts import read_manifest
 from nann.engine.backend import Tiles
 from nann.engine.errors import ArtifactError, BackendError, Unsupported
-from nann.engine.scoring.buckets import BucketGrid
+from nann.engine.scoring.buckets import BucketGrid, Shape
 from nann.engine.scoring.tensorflow_scorer import TensorFlowScorer
 
 N = 64
@@ -44,7 +44,7 @@ def scorer(published) -> TensorFlowScorer:
 
 def tiles(model: TinyModel, rows: int = 64) -> Tiles:
     items = {name: table[np.arange(rows) % N][None] for name, table in model.item_state().items()}
-    return Tiles(np.zeros(1, np.int32), items)
+    return Tiles(Shape(1, rows), np.zeros(1, np.int32), items)
 
 
 def test_scores_are_the_models_own(published, scorer) -> None:
@@ -57,7 +57,7 @@ def test_scores_are_the_models_own(published, scorer) -> None:
     for b in range(2):
         wanted = model.module.score(**{n: t[b : b + 1] for n, t in direct.items()}, **state)["score"][0]
         given = tiles(model)
-        found = scorer.score(users, Tiles(np.array([b], np.int32), given.items))[0]
+        found = scorer.score(users, Tiles(given.shape, np.array([b], np.int32), given.items))[0]
         np.testing.assert_allclose(found, wanted.numpy(), rtol=2e-5, atol=1e-6)
 
 
@@ -193,6 +193,8 @@ def test_item_tensors_may_start_anywhere_in_memory(tmp_path, offset_bytes) -> No
     start = -raw.ctypes.data % 64 + offset_bytes
     moved = raw[start : start + table.nbytes].view(np.float16).reshape(1, *table.shape)
     moved[:] = table
-    found = scorer.score(users, Tiles(np.zeros(1, np.int32), {"item_vector": moved}))[0]
+    found = scorer.score(
+        users, Tiles(Shape(1, moved.shape[1]), np.zeros(1, np.int32), {"item_vector": moved})
+    )[0]
     vectors = world.item_vectors.astype(np.float32)
     assert found.tolist() == (vectors @ vectors[[3, 1, 4]].sum(axis=0)).tolist()

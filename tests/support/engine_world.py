@@ -17,6 +17,7 @@ from nann.engine.artifacts import (
     write_manifest,
 )
 from nann.engine.backend import Tiles
+from nann.engine.devices import cpu_lanes
 from nann.engine.scoring.buckets import BucketGrid
 from nann.engine.search_engine import SearchEngine
 
@@ -74,7 +75,8 @@ class World:
     def engine(self, *, lanes: int = 1, max_batch: int = 8, max_rows: int = 256) -> SearchEngine:
         artifact = Artifact.open(self.directory)
         scorer = IntegerScorer(self.item_vectors, max_batch=max_batch, max_rows=max_rows)
-        return SearchEngine(artifact, scorer, lanes=lanes, max_batch=max_batch, max_k=10_000)
+        opened = cpu_lanes(artifact, scorer, lanes=lanes, max_batch=max_batch)
+        return SearchEngine(artifact, opened, max_batch=max_batch, max_k=10_000)
 
 
 def make_world(

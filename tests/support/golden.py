@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nann.engine.artifacts import Artifact
+from nann.engine.devices import cpu_lanes
 from nann.engine.scoring.buckets import BucketGrid
 from nann.engine.search_engine import SearchEngine
 from nann.engine.types import Query, SearchParams
@@ -25,7 +26,9 @@ def load_engine(directory: Path, *, max_batch: int = 1) -> SearchEngine:
     artifact = Artifact.open(directory)
     grid = BucketGrid(max_batch=max_batch, max_rows=128)
     scorer = TensorFlowScorer(directory, artifact.manifest, max_batch=max_batch, grid=grid)
-    engine = SearchEngine(artifact, scorer, lanes=1, max_batch=max_batch)
+    engine = SearchEngine(
+        artifact, cpu_lanes(artifact, scorer, lanes=1, max_batch=max_batch), max_batch=max_batch
+    )
     engine.warm_up()
     return engine
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nann.engine.backend import Admission, Candidates, Frontier, Tiles
+from nann.engine.backend import Admission, Tiles
 from nann.engine.cpu import kernels
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int32
 
-    from nann.engine.scoring.buckets import Plan
+    from nann.engine.scoring.buckets import BucketGrid
 
-__all__ = ["CpuBackend", "CpuBeam"]
+__all__ = ["CpuBackend", "CpuBeam", "CpuCandidates"]
 
 _ALL_ALLOWED = np.empty(0, dtype=np.bool_)
 _NOTHING = np.empty(0, dtype=np.int32)
+_NO_SCORES = np.empty(0, dtype=np.float32)
 _ALIGNMENT_BYTES = 64  # XLA takes a buffer without copying it only when it is aligned to a cache line
 
 
@@ -55,7 +57,10 @@ class CpuBeam:
         self.admissions = admissions
         self.pool = _Pool(batch, 0)
         self.answer: _Pool | None = _Pool(batch, 0) if any(a is not None for a in admissions) else None
+        self.frontier = np.empty((batch, 0), dtype=np.int32)
+        self.frontier_count = np.zeros(batch, dtype=np.int32)
         self.nonfinite = np.zeros(batch, dtype=np.int64)
+        self.steps: list[np.ndarray] = []
         if self.answer is not None:
             barred = [_NOTHING if a is None else a.excluded for a in admissions]
             self.excluded = np.concatenate(barred)
@@ -64,6 +69,20 @@ class CpuBeam:
             self.masks = [
                 (b, a.mask) for b, a in enumerate(admissions) if a is not None and a.mask is not None
             ]
+
+    @property
+    def scored_per_step(self) -> Int32[np.ndarray, "steps batch"]:
+        return np.array(self.steps, dtype=np.int32).reshape(-1, self.batch)
+
+
+@dataclass(slots=True)
+class CpuCandidates:
+    """Items to be scored, ragged by query: ``item_index[row_splits[b] : row_splits[b + 1]]`` are query
+    b's, and ``scores`` lie beside them once the scorer's answers were taken."""
+
+    item_index: Int32[np.ndarray, " total"]
+    row_splits: Int32[np.ndarray, " batch+1"]
+    scores: Float32[np.ndarray, " total"] | None = None
 
 
 class CpuBackend:
@@ -96,64 +115,90 @@ class CpuBackend:
         visited.fill(0)
         return CpuBeam(batch, visited, with_answer)
 
-    def seed(self, beam: CpuBeam, rows: Sequence[Int32[np.ndarray, " n"]]) -> Candidates:
+    def seed(self, beam: CpuBeam, rows: Sequence[Int32[np.ndarray, " n"]]) -> CpuCandidates:
+        listed = self.listed(beam, rows)
+        out = np.empty(listed.item_index.size, dtype=np.int32)
+        out_splits = np.empty_like(listed.row_splits)
+        kernels.seed(beam.visited, listed.item_index, listed.row_splits, out, out_splits)
+        return self._step(beam, out, out_splits)
+
+    def listed(self, beam: CpuBeam, rows: Sequence[Int32[np.ndarray, " n"] | range]) -> CpuCandidates:
         splits = np.zeros(beam.batch + 1, dtype=np.int32)
-        np.cumsum([row.size for row in rows], out=splits[1:])
-        flat = np.concatenate(rows) if rows else np.empty(0, np.int32)
-        out = np.empty(splits[-1], dtype=np.int32)
-        out_splits = np.empty_like(splits)
-        kernels.seed(beam.visited, flat, splits, out, out_splits)
-        return Candidates(out[: out_splits[-1]], out_splits)
+        np.cumsum([len(row) for row in rows], out=splits[1:])
+        flat = [np.arange(r.start, r.stop, dtype=np.int32) if isinstance(r, range) else r for r in rows]
+        return CpuCandidates(np.concatenate(flat), splits)
 
-    def expand(self, beam: CpuBeam, frontier: Frontier, level: int) -> Candidates:
+    def expand(self, beam: CpuBeam, level: int) -> CpuCandidates | None:
+        if not beam.frontier_count.any():
+            return None
         table = self._neighbors[level]
-        out = np.empty(int(frontier.count.sum()) * table.shape[1], dtype=np.int32)
+        out = np.empty(int(beam.frontier_count.sum()) * table.shape[1], dtype=np.int32)
         out_splits = np.empty(beam.batch + 1, dtype=np.int32)
-        kernels.expand(beam.visited, table, frontier.item_index, frontier.count, out, out_splits)
-        return Candidates(out[: out_splits[-1]], out_splits)
+        kernels.expand(beam.visited, table, beam.frontier, beam.frontier_count, out, out_splits)
+        return self._step(beam, out, out_splits)
 
-    def gather(self, candidates: Candidates, plan: Plan) -> Tiles:
-        tiles, rows = plan.shape.tiles, plan.shape.rows
-        segments = np.array([(s.query, s.start, s.stop, s.row) for s in plan.segments], dtype=np.int32)
-        tile_query = self._tile_query[:tiles]
-        kernels.gather_rows(
-            self._tables,
-            candidates.item_index,
-            segments,
-            rows,
-            plan.shape.pairs,
-            self._tile_words,
-            tile_query,
-        )
-        return Tiles(
-            tile_query,
-            {
+    def gather(self, candidates: CpuCandidates, grid: BucketGrid) -> Iterator[Tiles]:
+        for plan in grid.plan(candidates.row_splits.tolist()):
+            tiles, rows = plan.shape.tiles, plan.shape.rows
+            segments = np.array([(s.query, s.start, s.stop, s.row) for s in plan.segments], dtype=np.int32)
+            tile_query = self._tile_query[:tiles]
+            kernels.gather_rows(
+                self._tables,
+                candidates.item_index,
+                segments,
+                rows,
+                plan.shape.pairs,
+                self._tile_words,
+                tile_query,
+            )
+            items = {
                 name: buffer[: tiles * rows].reshape(tiles, rows, *buffer.shape[1:])
                 for name, buffer in self._tiles.items()
-            },
-        )
+            }
+            yield Tiles(plan.shape, tile_query, items, plan.segments)
+
+    def take_scores(
+        self, candidates: CpuCandidates, tiles: Tiles, scores: Float32[np.ndarray, "tiles rows"]
+    ) -> None:
+        flat = scores.reshape(-1)
+        total = candidates.item_index.size
+        segments = tiles.place
+        if len(segments) == 1 and segments[0].stop - segments[0].start == total:
+            candidates.scores = flat[:total]  # one query alone in one call: nothing to put together
+            return
+        if candidates.scores is None:
+            candidates.scores = np.empty(total, dtype=np.float32)
+        for segment in segments:
+            count = segment.stop - segment.start
+            candidates.scores[segment.start : segment.stop] = flat[segment.row : segment.row + count]
 
     def merge_beam(
         self,
         beam: CpuBeam,
-        candidates: Candidates,
-        scores: Float32[np.ndarray, " total"],
+        candidates: CpuCandidates,
         *,
         keep: int,
         capacity: int,
         width: int,
         forget: bool,
-    ) -> Frontier:
-        self._merge(beam.pool, beam, candidates, scores, _ALL_ALLOWED, keep, capacity, beam.nonfinite)
+    ) -> None:
+        self._merge(beam.pool, beam, candidates, _ALL_ALLOWED, keep, capacity, beam.nonfinite)
         if beam.answer is not None:
             uncounted = np.zeros(beam.batch, dtype=np.int64)
             allowed = self._allowed(beam, candidates)
-            self._merge(beam.answer, beam, candidates, scores, allowed, keep, capacity, uncounted)
-        frontier = np.empty((beam.batch, width), dtype=np.int32)
-        count = np.empty(beam.batch, dtype=np.int32)
+            self._merge(beam.answer, beam, candidates, allowed, keep, capacity, uncounted)
+        beam.frontier = np.empty((beam.batch, width), dtype=np.int32)
         pool = beam.pool
-        kernels.advance(beam.visited, pool.keys, pool.expanded, pool.size, forget, width, frontier, count)
-        return Frontier(frontier, count)
+        kernels.advance(
+            beam.visited,
+            pool.keys,
+            pool.expanded,
+            pool.size,
+            forget,
+            width,
+            beam.frontier,
+            beam.frontier_count,
+        )
 
     def unvisited(self, beam: CpuBeam, query: int) -> Int32[np.ndarray, " n"]:
         words = np.ascontiguousarray(beam.visited[query]).view(np.uint8)
@@ -173,7 +218,12 @@ class CpuBackend:
             answers.append(kernels.unpack(keys[: k[b]]))
         return answers
 
-    def _allowed(self, beam: CpuBeam, candidates: Candidates) -> np.ndarray:
+    @staticmethod
+    def _step(beam: CpuBeam, items: np.ndarray, row_splits: np.ndarray) -> CpuCandidates:
+        beam.steps.append(np.diff(row_splits))
+        return CpuCandidates(items[: row_splits[-1]], row_splits)
+
+    def _allowed(self, beam: CpuBeam, candidates: CpuCandidates) -> np.ndarray:
         """Which candidates their query may return."""
         allowed = np.empty(candidates.item_index.size, dtype=np.bool_)
         kernels.admit(
@@ -188,13 +238,13 @@ class CpuBackend:
         self,
         pool: _Pool,
         beam: CpuBeam,
-        candidates: Candidates,
-        scores: np.ndarray,
+        candidates: CpuCandidates,
         allowed: np.ndarray,
         keep: int,
         capacity: int,
         nonfinite: np.ndarray,
     ) -> None:
+        scores = _NO_SCORES if candidates.scores is None else candidates.scores
         if pool.keys.shape[1] < capacity:  # `level` lets the pool grow from stage to stage
             grown = _Pool(beam.batch, capacity)
             held = pool.keys.shape[1]

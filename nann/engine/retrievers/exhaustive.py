@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nann.engine.backend import Backend, Beam, Candidates
+from nann.engine.backend import Backend, Beam
 from nann.engine.retrievers.policies import NO_LIMIT
 from nann.engine.retrievers.retriever import Answer, PreparedQuery
 from nann.engine.scoring.scorer import Scorer, score_candidates
@@ -15,7 +15,7 @@ from nann.engine.scoring.scorer import Scorer, score_candidates
 if TYPE_CHECKING:
     from jaxtyping import Int32
 
-__all__ = ["ExhaustiveRetriever", "encode", "score_items"]
+__all__ = ["ExhaustiveRetriever", "encode", "score_listed"]
 
 
 def encode(scorer: Scorer, batch: Sequence[PreparedQuery]) -> Any:
@@ -26,71 +26,59 @@ def encode(scorer: Scorer, batch: Sequence[PreparedQuery]) -> Any:
     return scorer.encode_comm_seq(np.stack([query.comm_seq for query in batch if query.comm_seq is not None]))
 
 
-def score_items(
-    backend: Backend[Any],
+def score_listed(
+    backend: Backend[Any, Any],
     scorer: Scorer,
     users: Any,
     beam: Beam,
-    query: int,
-    items: Int32[np.ndarray, " n"],
+    items: Sequence[Int32[np.ndarray, " n"] | range],
     *,
     capacity: int,
     probe: Callable[[str], None],
-) -> Iterator[int]:
-    """Score ``items`` for one query of the batch and merge them into its beam, chunk by chunk.
+) -> list[list[int]]:
+    """Score ``items[b]`` for query b of the batch and merge them into its beam, chunk by chunk.
 
-    Yields the number of items of each chunk. One query at a time fills the widest shape, where a
-    pair is cheapest; a chunk of several such calls amortises the merge.
+    Returns the number of items of each chunk that had some, by query.
     """
-    step = 4 * scorer.grid.max_rows
-    for start in range(0, items.size, step):
-        chunk = items[start : start + step]
-        splits = np.zeros(beam.batch + 1, dtype=np.int32)
-        splits[query + 1 :] = chunk.size
-        candidates = Candidates(chunk, splits)
-        scores = score_candidates(backend, scorer, users, candidates, probe)
-        backend.merge_beam(beam, candidates, scores, keep=NO_LIMIT, capacity=capacity, width=0, forget=False)
+    step = scorer.grid.scan_rows
+    scored: list[list[int]] = [[] for _ in items]
+    for start in range(0, max(map(len, items)), step):
+        chunk = [rows[start : start + step] for rows in items]
+        candidates = backend.listed(beam, chunk)
+        score_candidates(backend, scorer, users, candidates, probe)
+        backend.merge_beam(beam, candidates, keep=NO_LIMIT, capacity=capacity, width=0, forget=False)
         probe("merge")
-        yield chunk.size
+        for b, rows in enumerate(chunk):
+            scored[b] += [len(rows)] if len(rows) else []
+    return scored
 
 
 class ExhaustiveRetriever:
     """Scores every admissible item of the corpus."""
 
-    def __init__(self, backend: Backend[Any], scorer: Scorer, *, num_items: int) -> None:
+    def __init__(self, backend: Backend[Any, Any], scorer: Scorer, *, num_items: int) -> None:
         self._backend = backend
         self._scorer = scorer
-        self._all_items = np.arange(num_items, dtype=np.int32)
+        self._num_items = num_items
 
     def search(self, batch: Sequence[PreparedQuery], probe: Callable[[str], None]) -> list[Answer]:
         users = encode(self._scorer, batch)
         probe("encode")
         beam = self._backend.begin(len(batch), with_answer=[None] * len(batch))
+        items = [self._admissible(query) for query in batch]
         capacity = max(query.k for query in batch)
-        chunks = [
-            tuple(
-                score_items(
-                    self._backend,
-                    self._scorer,
-                    users,
-                    beam,
-                    b,
-                    self._admissible(query),
-                    capacity=capacity,
-                    probe=probe,
-                )
-            )
-            for b, query in enumerate(batch)
-        ]
+        chunks = score_listed(self._backend, self._scorer, users, beam, items, capacity=capacity, probe=probe)
         found = self._backend.to_host(beam, [query.k for query in batch])
+        nonfinite = beam.nonfinite
         return [
-            Answer(item_index, score, chunks[b], 0, int(beam.nonfinite[b]))
+            Answer(item_index, score, tuple(chunks[b]), 0, int(nonfinite[b]))
             for b, (item_index, score) in enumerate(found)
         ]
 
-    def _admissible(self, query: PreparedQuery) -> Int32[np.ndarray, " n"]:
+    def _admissible(self, query: PreparedQuery) -> Int32[np.ndarray, " n"] | range:
         admission = query.admission
         if admission is None:
-            return self._all_items
-        items = self._all_items if admission.mask is None else self._all_items[admission.mask]
-        return np.setdiff1d(items, admission.excluded, assume_unique=True)
+            return range(self._num_items)
+        allowed = np.ones(self._num_items, np.bool_) if admission.mask is None else admission.mask.copy()
+        allowed[admission.excluded] = False
+        return np.flatnonzero(allowed).astype(np.int32)

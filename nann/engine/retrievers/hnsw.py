@@ -7,15 +7,18 @@ differ only in their stages (`policies.py`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nann.engine.backend import Backend, Beam
-from nann.engine.retrievers.exhaustive import encode, score_items
-from nann.engine.retrievers.policies import stages
+from nann.engine.retrievers.exhaustive import encode, score_listed
+from nann.engine.retrievers.policies import Stage, stages
 from nann.engine.retrievers.retriever import Answer, PreparedQuery
 from nann.engine.scoring.scorer import Scorer, score_candidates
+
+if TYPE_CHECKING:
+    from jaxtyping import Int32
 
 __all__ = ["HnswRetriever"]
 
@@ -23,7 +26,7 @@ __all__ = ["HnswRetriever"]
 class HnswRetriever:
     """Walks the graph from each query's starting nodes."""
 
-    def __init__(self, backend: Backend[Any], scorer: Scorer, *, num_items: int) -> None:
+    def __init__(self, backend: Backend[Any, Any], scorer: Scorer, *, num_items: int) -> None:
         self._backend = backend
         self._scorer = scorer
         self._num_items = num_items
@@ -34,43 +37,36 @@ class HnswRetriever:
         probe("encode")
         beam = backend.begin(len(batch), with_answer=[query.admission for query in batch])
         schedule = stages(batch[0].params)
-        stage = next(schedule)
+        stage: Stage | None = next(schedule)
         candidates = backend.seed(beam, [query.starts for query in batch])
-        probe("expand")
-        counts = []
-        while True:
-            counts.append(np.diff(candidates.row_splits))
-            scores = score_candidates(backend, scorer, users, candidates, probe)
-            frontier = backend.merge_beam(
+        while stage is not None and candidates is not None:
+            probe("expand")
+            score_candidates(backend, scorer, users, candidates, probe)
+            backend.merge_beam(
                 beam,
                 candidates,
-                scores,
                 keep=stage.keep,
                 capacity=stage.capacity,
                 width=stage.width,
                 forget=stage.forget,
             )
             probe("merge")
-            following = next(schedule, None)
-            if following is None or not frontier.count.any():
-                break
+            level, stage = stage.level, next(schedule, None)
             # Only what will be scored is expanded: afterwards "visited" means "scored".
-            candidates = backend.expand(beam, frontier, stage.level)
-            probe("expand")
-            stage = following
+            candidates = None if stage is None else backend.expand(beam, level)
         wanted = [query.k for query in batch]
         found = backend.to_host(beam, wanted)
         remainder = self._score_remainder(users, beam, batch, [rows.size for rows, _ in found], probe)
         if any(remainder):
             found = backend.to_host(beam, wanted)
-        per_query = np.stack(counts, axis=1)
+        counts, nonfinite = beam.scored_per_step, beam.nonfinite
         return [
             Answer(
                 item_index,
                 score,
-                tuple(per_query[b][per_query[b] > 0].tolist()),
+                tuple(counts[counts[:, b] > 0, b].tolist()),
                 remainder[b],
-                int(beam.nonfinite[b]),
+                int(nonfinite[b]),
             )
             for b, (item_index, score) in enumerate(found)
         ]
@@ -84,22 +80,26 @@ class HnswRetriever:
         probe: Callable[[str], None],
     ) -> list[int]:
         """`best_first` promises k items whenever k are admissible: score what the walk never reached."""
+        none = np.empty(0, dtype=np.int32)
         if batch[0].params.policy != "best_first":
             return [0] * len(batch)
-        scored = []
-        for b, query in enumerate(batch):
-            admission = query.admission
-            wanted = min(query.k, self._num_items if admission is None else admission.count)
-            if n_found[b] >= wanted:
-                scored.append(0)
-                continue
-            rest = self._backend.unvisited(beam, b)
-            if admission is not None:
-                rest = rest if admission.mask is None else rest[admission.mask[rest]]
-                rest = np.setdiff1d(rest, admission.excluded, assume_unique=True)
-            capacity = query.params.ef
-            chunks = score_items(
-                self._backend, self._scorer, users, beam, b, rest, capacity=capacity, probe=probe
-            )
-            scored.append(sum(chunks))
-        return scored
+        rest = [
+            self._unreached(beam, b, query) if n_found[b] < self._promised(query) else none
+            for b, query in enumerate(batch)
+        ]
+        if not any(items.size for items in rest):
+            return [0] * len(batch)
+        capacity = batch[0].params.ef
+        chunks = score_listed(self._backend, self._scorer, users, beam, rest, capacity=capacity, probe=probe)
+        return [sum(counts) for counts in chunks]
+
+    def _promised(self, query: PreparedQuery) -> int:
+        return min(query.k, self._num_items if query.admission is None else query.admission.count)
+
+    def _unreached(self, beam: Beam, b: int, query: PreparedQuery) -> Int32[np.ndarray, " n"]:
+        """The admissible items that query b never visited."""
+        rest = self._backend.unvisited(beam, b)
+        if query.admission is None:
+            return rest
+        rest = rest if query.admission.mask is None else rest[query.admission.mask[rest]]
+        return np.setdiff1d(rest, query.admission.excluded, assume_unique=True)

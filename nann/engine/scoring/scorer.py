@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
+    import numpy as np
     from jaxtyping import Float32, Int32
 
-    from nann.engine.backend import Backend, Candidates, Tiles
+    from nann.engine.backend import Backend, Tiles
     from nann.engine.scoring.buckets import BucketGrid
 
 __all__ = ["Scorer", "score_candidates"]
+
+CandidatesT = TypeVar("CandidatesT")
 
 
 class Scorer(Protocol):
     """A deep model, compiled for the shapes of `grid` and nothing else.
 
     ``users`` is the scorer's own value: the user tensors of a batch, on its device. Scores of a pair
-    are bit-equal whatever shape, batch-mates or lane they were computed in.
+    are bit-equal whatever shape, batch-mates or lane they were computed in. The answer of a call is not
+    overwritten by the next.
     """
 
     @property
@@ -44,8 +46,11 @@ class Scorer(Protocol):
         """User tensors of already embedded histories. Raises `Unsupported` if the model has none."""
         ...
 
-    def score(self, users: Any, tiles: Tiles) -> Float32[np.ndarray, "tiles rows"]:
-        """Scores of each tile's items for that tile's query."""
+    def score(self, users: Any, tiles: Tiles) -> Any:
+        """float32 [tiles, rows], the scores of each tile's items for that tile's query, on the tiles' device.
+
+        Tiles without a `tile_query` hold one tile of items, scored for every user: [max_batch, rows].
+        """
         ...
 
     def warm_up(self) -> bool:
@@ -58,25 +63,15 @@ class Scorer(Protocol):
 
 
 def score_candidates(
-    backend: Backend[Any],
+    backend: Backend[Any, CandidatesT],
     scorer: Scorer,
     users: Any,
-    candidates: Candidates,
+    candidates: CandidatesT,
     probe: Callable[[str], None],
-) -> Float32[np.ndarray, " total"]:
-    """Scores of all candidates, in their order, in as few calls of the model as its shapes allow."""
-    total = candidates.item_index.size
-    scores = np.empty(0, dtype=np.float32)
-    for plan in scorer.grid.plan(candidates.row_splits.tolist()):
-        tiles = backend.gather(candidates, plan)
+) -> None:
+    """Score all candidates, in as few calls of the model as its shapes allow."""
+    for tiles in backend.gather(candidates, scorer.grid):
         probe("gather")
-        flat = scorer.score(users, tiles).reshape(-1)
+        scores = scorer.score(users, tiles)
         probe("score")
-        if len(plan.segments) == 1 and plan.segments[0].stop - plan.segments[0].start == total:
-            return flat[:total]  # one query alone in one call: nothing to put together
-        if not scores.size:
-            scores = np.empty(total, dtype=np.float32)
-        for segment in plan.segments:
-            count = segment.stop - segment.start
-            scores[segment.start : segment.stop] = flat[segment.row : segment.row + count]
-    return scores
+        backend.take_scores(candidates, tiles, scores)

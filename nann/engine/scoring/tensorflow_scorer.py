@@ -160,7 +160,7 @@ class TensorFlowScorer:
                 name: probe[which].reshape(shape.tiles, shape.rows, *probe.shape[1:])
                 for name, probe in probes.items()
             }
-            scores = self.score(users, Tiles(np.zeros(shape.tiles, dtype=np.int32), items)).reshape(-1)
+            scores = self.score(users, Tiles(shape, np.zeros(shape.tiles, dtype=np.int32), items)).reshape(-1)
             if not np.isfinite(scores).all():
                 raise BackendError(f"the model's scores are not finite in shape {shape}")
             seen = scores[:_PROBE_ITEMS] if seen is None else seen
@@ -186,7 +186,7 @@ class TensorFlowScorer:
         with _errors_of(self._tf):
             return function(*arguments).numpy()
 
-    def _tensor(self, array: np.ndarray) -> Any:
+    def _tensor(self, array: Any) -> Any:
         """The array as a tensor, shared where it can be.
 
         XLA's programs load aligned vectors from their arguments, whatever TensorFlow was handed: one

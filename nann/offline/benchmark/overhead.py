@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nann.engine.search_engine import PreparedQuery, SearchEngine, threads_per_lane
-from nann.offline.benchmark.recording import RecordedSearch, RecordingGrid, RecordingScorer, ScoreCall
+from nann.engine.devices import cpu_lanes, threads_per_lane
+from nann.engine.search_engine import PreparedQuery, SearchEngine
+from nann.offline.benchmark.recording import RecordedSearch, RecordingScorer, ScoreCall
 from nann.offline.progress import Progress
 
 if TYPE_CHECKING:
@@ -101,10 +102,10 @@ def load_recording_engine(
             max_batch=max_batch,
             xla_cache_dir=xla_cache_dir,
             intra_op_threads=threads_per_lane(lanes) if intra_op_threads is None else intra_op_threads,
-            grid=RecordingGrid(max_batch=max_batch),
         )
     )
-    return SearchEngine(artifact, scorer, lanes=lanes, max_batch=max_batch, max_k=max_k), scorer
+    opened = cpu_lanes(artifact, scorer, lanes=lanes, max_batch=max_batch)
+    return SearchEngine(artifact, opened, max_batch=max_batch, max_k=max_k), scorer
 
 
 def measure_overhead(

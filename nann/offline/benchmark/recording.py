@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from typing_extensions import override
 
 from nann.engine.backend import Tiles
-from nann.engine.scoring.buckets import MAX_ROWS, BucketGrid, Plan
+from nann.engine.scoring.buckets import BucketGrid, Plan
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int32
 
     from nann.engine.scoring.scorer import Scorer
 
-__all__ = ["RecordedSearch", "RecordingGrid", "RecordingScorer", "ScoreCall"]
+__all__ = ["RecordedSearch", "RecordingScorer", "ScoreCall"]
 
 _ALIGNMENT_BYTES = 64  # XLA takes an input without copying it only when it is aligned to a cache line
-
-
-class RecordingGrid(BucketGrid):
-    """The same shapes, and the last plan handed out: which rows of the next scoring call are real."""
-
-    def __init__(self, *, max_batch: int, max_rows: int = MAX_ROWS) -> None:
-        super().__init__(max_batch=max_batch, max_rows=max_rows)
-        self.last_plan: Plan | None = None
-
-    @override
-    def plan(self, row_splits: Sequence[int]) -> Iterator[Plan]:
-        for plan in super().plan(row_splits):
-            self.last_plan = plan
-            yield plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,21 +85,17 @@ class RecordedSearch:
 class RecordingScorer:
     """Passes every call on to `scorer`; between `start` and `stop` it also keeps their inputs.
 
-    `scorer` must have been made with a `RecordingGrid`. Recording is for one search at a time, passing
-    on for any number of threads.
+    For the lanes of a CPU. Recording is for one search at a time, passing on for any number of threads.
     """
 
     def __init__(self, scorer: Scorer) -> None:
-        if not isinstance(scorer.grid, RecordingGrid):
-            raise TypeError("the scorer must be made with a RecordingGrid")
         self._scorer = scorer
-        self._grid = scorer.grid
         self._recording = False
         self._recorded: RecordedSearch | None = None
 
     @property
     def grid(self) -> BucketGrid:
-        return self._grid
+        return self._scorer.grid
 
     @property
     def takes_comm_seq(self) -> bool:
@@ -134,12 +115,10 @@ class RecordingScorer:
             self._recorded = RecordedSearch("comm_seq", comm_seq.copy())
         return self._scorer.encode_comm_seq(comm_seq)
 
-    def score(self, users: Any, tiles: Tiles) -> Float32[np.ndarray, "tiles rows"]:
+    def score(self, users: Any, tiles: Tiles) -> Any:
         if self._recording:
-            plan = self._grid.last_plan
             assert self._recorded is not None
-            assert plan is not None
-            self._recorded.calls.append(ScoreCall(_copied(tiles), plan))
+            self._recorded.calls.append(ScoreCall(_copied(tiles), Plan(tiles.shape, tiles.place)))
         return self._scorer.score(users, tiles)
 
     def warm_up(self) -> bool:
@@ -166,10 +145,8 @@ def _tiles(plan: Plan, flat: Mapping[str, np.ndarray]) -> Tiles:
         tile_query[segment.row // shape.rows : (stop - 1) // shape.rows + 1] = segment.query
         for name, rows in flat.items():
             items[name][segment.row : stop] = rows[segment.start : segment.stop]
-    return Tiles(
-        tile_query,
-        {name: rows.reshape(shape.tiles, shape.rows, *rows.shape[1:]) for name, rows in items.items()},
-    )
+    shaped = {name: rows.reshape(shape.tiles, shape.rows, *rows.shape[1:]) for name, rows in items.items()}
+    return Tiles(shape, tile_query, shaped, plan.segments)
 
 
 def _copied(tiles: Tiles) -> Tiles:
@@ -177,7 +154,8 @@ def _copied(tiles: Tiles) -> Tiles:
     for name, array in tiles.items.items():
         items[name] = _aligned(array.shape, array.dtype)
         items[name][...] = array
-    return Tiles(tiles.tile_query.copy(), items)
+    assert tiles.tile_query is not None
+    return Tiles(tiles.shape, tiles.tile_query.copy(), items, tiles.place)
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

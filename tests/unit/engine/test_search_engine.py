@@ -12,6 +12,7 @@ from damage import reseal, rewrite
 from engine_world import DIM, HISTORY_LENGTH, IntegerScorer, World, make_world
 
 from nann.engine.artifacts import Artifact, read_manifest, write_manifest
+from nann.engine.devices import cpu_lanes
 from nann.engine.errors import BackendError, InvalidQuery, Unsupported
 from nann.engine.search_engine import DEFAULT_PROFILES, SearchEngine
 from nann.engine.types import Hits, Query, SearchParams
@@ -113,7 +114,7 @@ def test_seen_items_are_never_strict(world, engine) -> None:
 def test_comm_seq_is_unsupported_where_the_model_says_so(tmp_path) -> None:
     world = make_world(tmp_path / "1", num_items=30)
     engine = world.engine()
-    engine._scorer.takes_comm_seq = False
+    engine._scorers[0].takes_comm_seq = False
     with pytest.raises(Unsupported, match="comm_seq"):
         engine.check(query(world, comm_seq=np.zeros(WIDTH)))
 
@@ -330,7 +331,7 @@ def test_the_probe_hears_every_phase_as_it_ends(world, engine) -> None:
 def test_a_failing_batch_leaves_the_lane_usable(world) -> None:
     engine = world.engine()
     before = ask(engine, query(world))
-    score = engine._scorer.score
+    score = engine._scorers[0].score
     calls = iter(range(10))
 
     def failing(users, tiles):
@@ -338,10 +339,10 @@ def test_a_failing_batch_leaves_the_lane_usable(world) -> None:
             raise BackendError("device lost")
         return score(users, tiles)
 
-    engine._scorer.score = failing
+    engine._scorers[0].score = failing
     with pytest.raises(BackendError, match="device lost"):
         ask(engine, query(world))
-    engine._scorer.score = score
+    engine._scorers[0].score = score
     assert ask(engine, query(world)) == before
 
 
@@ -413,9 +414,10 @@ def test_the_artifacts_profiles_go_over_the_defaults(tmp_path) -> None:
 def test_an_engine_of_no_size_is_refused(world, wrong) -> None:
     scorer = IntegerScorer(world.item_vectors, max_batch=1)
     with pytest.raises(ValueError, match="at least 1"):
-        SearchEngine(
-            Artifact.open(world.directory), scorer, **{"lanes": 1, "max_batch": 1, "max_k": 1, **wrong}
-        )
+        sizes = {"lanes": 1, "max_batch": 1, "max_k": 1, **wrong}
+        artifact = Artifact.open(world.directory)
+        opened = cpu_lanes(artifact, scorer, lanes=sizes.pop("lanes"), max_batch=1)
+        SearchEngine(artifact, opened, **sizes)
 
 
 def test_another_device_is_unsupported(world) -> None:
@@ -432,9 +434,9 @@ def test_warming_up_compiles_and_searches_on_every_lane(world, max_batch) -> Non
     engine = world.engine(lanes=2, max_batch=max_batch)
     assert engine.n_compilations == 0
     report = engine.warm_up()
-    assert report.n_programs == engine.n_compilations == len(list(engine._scorer.grid.shapes()))
+    assert report.n_programs == engine.n_compilations == len(list(engine._scorers[0].grid.shapes()))
     assert report.seconds > 0
-    assert engine._scorer.calls
+    assert engine._scorers[0].calls
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -463,13 +465,13 @@ def test_item_tensors_of_any_row_size_can_be_gathered(tmp_path, shape, dtype) ->
     reseal(world.directory)
     engine = world.engine()
     seen = []
-    score = engine._scorer.score
+    score = engine._scorers[0].score
 
     def watch(users, tiles):
         seen.append(tiles.items["extra"][0, :40].copy())
         return score(users, tiles)
 
-    engine._scorer.score = watch
+    engine._scorers[0].score = watch
     ask(engine, query(world, params=EXHAUSTIVE))
     np.testing.assert_array_equal(seen[0], extra)
 

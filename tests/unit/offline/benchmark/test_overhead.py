@@ -10,12 +10,13 @@ import pytest
 from engine_world import IntegerScorer, World, make_world
 
 from nann.engine.artifacts import Artifact
-from nann.engine.scoring.scorer import Scorer
+from nann.engine.devices import cpu_lanes
+from nann.engine.scoring.buckets import BucketGrid
 from nann.engine.search_engine import PreparedQuery, SearchEngine
 from nann.engine.types import Query, SearchParams
 from nann.offline.benchmark.machine import Machine
 from nann.offline.benchmark.overhead import Saturation, measure_overhead
-from nann.offline.benchmark.recording import RecordedSearch, RecordingGrid, RecordingScorer, ScoreCall
+from nann.offline.benchmark.recording import RecordedSearch, RecordingScorer, ScoreCall
 from nann.offline.benchmark.report import overhead_json, overhead_text
 
 MAX_ROWS = 128
@@ -26,7 +27,7 @@ class Logging(IntegerScorer):
 
     def __init__(self, world: World, max_batch: int) -> None:
         super().__init__(world.item_vectors, max_batch=max_batch, max_rows=MAX_ROWS)
-        self.grid = RecordingGrid(max_batch=max_batch, max_rows=MAX_ROWS)
+        self.grid = BucketGrid(max_batch=max_batch, max_rows=MAX_ROWS)
         self.scores: list[np.ndarray] = []
         self.encoded: list[np.ndarray] = []
 
@@ -50,8 +51,12 @@ def build(
 ) -> tuple[SearchEngine, RecordingScorer, Logging]:
     inner = Logging(world, max_batch)
     scorer = RecordingScorer(inner)
+    artifact = Artifact.open(world.directory)
     engine = SearchEngine(
-        Artifact.open(world.directory), scorer, lanes=lanes, max_batch=max_batch, max_k=1000
+        artifact,
+        cpu_lanes(artifact, scorer, lanes=lanes, max_batch=max_batch),
+        max_batch=max_batch,
+        max_k=1000,
     )
     engine.warm_up()
     return engine, scorer, inner
@@ -150,12 +155,6 @@ def test_nothing_is_kept_outside_a_recording(world: World) -> None:
     scorer.start()
     with pytest.raises(RuntimeError, match="no search"):
         scorer.stop()
-
-
-def test_a_scorer_with_another_grid_is_refused(world: World) -> None:
-    plain: Scorer = IntegerScorer(world.item_vectors, max_batch=4)
-    with pytest.raises(TypeError, match="RecordingGrid"):
-        RecordingScorer(plain)
 
 
 @pytest.mark.parametrize("saturation", [Saturation(1, 1), Saturation(2, 3)])
