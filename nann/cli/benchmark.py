@@ -27,7 +27,7 @@ _NANN_COMM_SEQ_WIDTH = 50 * 64
 _DEFAULT_IN_FLIGHT = (1, 16)
 
 _PARAM_FLAGS = (
-    Flag("policy", Literal["best_first", "level", "exhaustive"], "How to search."),
+    Flag("policy", Literal["best_first", "level", "inner_product", "exhaustive"], "How to search."),
     Flag("ef", int, "best_first: best items kept while searching."),
     Flag("beam_width", int, "best_first: items whose neighbours are scored in one step."),
     Flag("max_steps", int, "best_first: at most so many steps."),

@@ -15,7 +15,7 @@ from nann.cli.parameters import Flag, given, with_flags
 __all__ = ["answer_table", "query_command", "timing_line"]
 
 _PARAM_FLAGS = (
-    Flag("policy", Literal["best_first", "level", "exhaustive"], "How to search."),
+    Flag("policy", Literal["best_first", "level", "inner_product", "exhaustive"], "How to search."),
     Flag("ef", int, "best_first: best items kept while searching."),
     Flag("beam_width", int, "best_first: items whose neighbours are scored in one step."),
     Flag("max_steps", int, "best_first: at most so many steps."),

@@ -167,7 +167,7 @@ def verify_files(directory: Path, manifest: Manifest, mode: Verify) -> None:
 class Artifact:
     """One opened version: the manifest and its arrays, mapped read-only.
 
-    Axes: N items, D embedding_dim, U users; ``neighbors[level]`` is [N, degree] padded with -1 at
+    Axes: N items, D embedding_dim (`item_vectors` are the embeddings that the graph was built on), U users; ``neighbors[level]`` is [N, degree] padded with -1 at
     the end of a row. ``item_ids`` and ``history_ids`` are int64 arrays or lists of strings.
     ``entry_points`` is NANN's own set (the policy `level` starts there), ``walk_entry_points`` the
     same or, in a small corpus, that set filled up to 64 from the next lower level.
@@ -182,6 +182,7 @@ class Artifact:
     start_points: Int32[np.ndarray, " S"]
     neighbors: tuple[Int32[np.ndarray, "N degree"], ...]
     item_state: Mapping[str, np.ndarray]
+    item_vectors: Float32[np.ndarray, "N D"] | None
     history_ids: Int64[np.ndarray, " U"] | list[str]
     history_row_splits: Int64[np.ndarray, " U+1"]
     history_items: Int32[np.ndarray, " events"]
@@ -233,6 +234,9 @@ class Artifact:
                 name: read.array(f"item_state_{name}.npy", np.dtype(spec.dtype), (n, *spec.shape))
                 for name, spec in manifest.item_tensors.items()
             },
+            item_vectors=read.array("item_embs.npy", np.float32, (n, None))
+            if read.path("item_embs.npy").is_file()
+            else None,
             history_ids=history_ids,
             history_row_splits=splits,
             history_items=history_items,

@@ -61,7 +61,7 @@ class Beam(Protocol):
 
     @property
     def scored_per_step(self) -> Int32[np.ndarray, "steps batch"]:
-        """How many candidates each query got from `seed` and from each `expand`."""
+        """How many candidates each query got from `seed` or `nearest` and from each `expand`."""
         ...
 
 
@@ -89,6 +89,15 @@ class Backend(Protocol[BeamT, CandidatesT]):
 
     def listed(self, beam: BeamT, rows: Sequence[Int32[np.ndarray, " n"] | range]) -> CandidatesT:
         """Candidates: ``rows[b]`` for query b as they are. Nothing becomes visited, no step is counted."""
+        ...
+
+    def nearest(self, beam: BeamT, vectors: Float32[np.ndarray, "batch dim"], count: int) -> CandidatesT:
+        """Candidates: the ``count`` items whose unit vectors have the largest inner products with
+        ``vectors[b]``, by the total order; visited now. A scan of the corpus, without the model.
+
+        Raises:
+            Unsupported: the backend was given no item vectors.
+        """
         ...
 
     def expand(self, beam: BeamT, level: int) -> CandidatesT | None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -22,13 +22,15 @@ from nann.engine.errors import BackendError, InvalidQuery, Unsupported
 from nann.engine.filters import FilterCache
 from nann.engine.retrievers.exhaustive import ExhaustiveRetriever
 from nann.engine.retrievers.hnsw import HnswRetriever
+from nann.engine.retrievers.inner_product import InnerProductRetriever
 from nann.engine.retrievers.retriever import Answer, PreparedQuery, Retriever, silent
-from nann.engine.types import Hits, ItemId, Note, Query, SearchParams, UserId
+from nann.engine.types import Hits, ItemId, Note, Policy, Query, SearchParams, UserId
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float32, Int32
 
     from nann.engine.artifacts import Artifact, Manifest, Verify
+    from nann.engine.devices import DeviceMemory, ScorerName
     from nann.engine.scoring.scorer import Scorer
 
 __all__ = ["DEFAULT_PROFILES", "PreparedQuery", "SearchEngine", "WarmUp"]
@@ -68,12 +70,20 @@ class SearchEngine:
         *,
         max_batch: int,
         max_k: int = 1000,
+        lane_devices: Sequence[str] | None = None,
+        placement: str = "",
     ) -> None:
-        """An engine of one lane for each (backend, scorer); lanes may share a scorer."""
+        """An engine of one lane for each (backend, scorer); lanes may share a scorer.
+
+        `lane_devices` names the device of each lane, by default one for all: a failure of one lane casts
+        doubt on those beside it. `placement` says where the engine searches, and why there.
+        """
         if not lanes or max_batch < 1 or max_k < 1:
             raise ValueError("an engine has at least one lane, and max_batch and max_k of at least 1")
         self.manifest: Manifest = artifact.manifest
         self.n_lanes = len(lanes)
+        self.lane_devices = tuple(lane_devices) if lane_devices is not None else ("cpu",) * len(lanes)
+        self.placement = placement
         self.max_batch = max_batch
         self.max_k = max_k
         self._artifact = artifact
@@ -84,6 +94,7 @@ class SearchEngine:
             {
                 "hnsw": HnswRetriever(backend, scorer, num_items=artifact.num_items),
                 "exhaustive": ExhaustiveRetriever(backend, scorer, num_items=artifact.num_items),
+                "inner_product": InnerProductRetriever(backend, scorer, item_vectors=artifact.item_vectors),
             }
             for backend, scorer in lanes
         ]
@@ -94,37 +105,51 @@ class SearchEngine:
         version_dir: Path,
         *,
         device: str = "cpu",
-        scorer: str = "auto",
+        scorer: ScorerName = "auto",
         lanes: int = 2,
         max_batch: int = 16,
         verify: Verify = "full",
         xla_cache_dir: Path | None = None,
+        kernel_cache_dir: Path | None = None,
         max_k: int = 1000,
         intra_op_threads: int | None = None,
+        memory: DeviceMemory | None = None,
     ) -> SearchEngine:
         """Verify, map and load a version. `warm_up` must run before the first `search`.
 
-        `device`, `scorer` and `intra_op_threads` mean what they mean in `devices.open_lanes`.
+        `device` is what `devices.choose_devices` takes; the other parameters are those of
+        `devices.open_lanes`, `lanes` for each device.
 
         Raises:
+            ValueError: `device` names no devices.
             ArtifactError: the version is damaged; names the file, what was expected and what was found.
             Unsupported: the device or the scorer is not one this machine or version has.
             BackendError: the version does not fit into the device's memory.
         """
         from nann.engine.artifacts import Artifact
-        from nann.engine.devices import open_lanes
+        from nann.engine.devices import choose_devices, open_lanes
 
+        devices, reason = choose_devices(device, scorer=scorer)
         artifact = Artifact.open(version_dir, verify=verify)
         opened = open_lanes(
             artifact,
-            device=device,
+            devices,
             scorer=scorer,
             lanes=lanes,
             max_batch=max_batch,
             xla_cache_dir=xla_cache_dir,
+            kernel_cache_dir=kernel_cache_dir,
             intra_op_threads=intra_op_threads,
+            memory=memory,
         )
-        return cls(artifact, opened, max_batch=max_batch, max_k=max_k)
+        return cls(
+            artifact,
+            opened.pairs,
+            max_batch=max_batch,
+            max_k=max_k,
+            lane_devices=opened.devices,
+            placement=f"{reason}; scorer {opened.scorer}",
+        )
 
     @property
     def n_compilations(self) -> int:
@@ -197,7 +222,7 @@ class SearchEngine:
     ) -> list[Hits]:
         """Answer a batch of queries of equal `compat`, in their order.
 
-        ``probe(phase)`` is called as each phase ends: encode, expand, gather, score, merge, results.
+        ``probe(phase)`` is called as each phase ends: encode, expand or scan, gather, score, merge, results.
 
         Raises:
             BackendError: the model or device failed; no query of the batch has an answer.
@@ -321,6 +346,11 @@ class SearchEngine:
     ) -> tuple[SearchParams, Any, int]:
         """The parameters that will run, which retriever runs them, and the items it will about score."""
         params, num_items = query.params, self._artifact.num_items
+        if params.policy == "inner_product":
+            if query.history is None:
+                raise Unsupported("the policy 'inner_product' needs a history, not a comm_seq")
+            if self._artifact.item_vectors is None:
+                raise Unsupported("this version carries no item vectors for the policy 'inner_product'")
         admissible = num_items if admission is None else admission.count
         if params.policy == "exhaustive":
             return SearchParams(policy="exhaustive"), "exhaustive", admissible
@@ -334,6 +364,7 @@ class SearchEngine:
                 "hnsw",
                 min(level_cost, num_items),
             )
+        scored_per_ef = SCORED_PER_EF if params.policy == "best_first" else 1
         ef = max(params.ef, query.k)
         if admission is not None:
             # Excluded items may all be among the best, so the pool must have room beside them. Whole
@@ -343,16 +374,18 @@ class SearchEngine:
             while share < _FULL_POOL_SHARE and ef < num_items:
                 share, ef = 2 * share, 2 * ef
         ef = min(ef, max(num_items, 1))
-        if admission is not None and admissible <= SCORED_PER_EF * ef:
+        if admission is not None and admissible <= scored_per_ef * ef:
             text = "few items are admissible, so all of them were scored"
             notes.append(Note("scored_all_admissible", text, admissible))
             return SearchParams(policy="exhaustive"), "exhaustive", admissible
+        if params.policy == "inner_product":
+            return SearchParams(policy="inner_product", ef=ef), "inner_product", ef
         walked = SearchParams(
             ef=ef,
             beam_width=min(params.beam_width, ef),
             max_steps=min(params.max_steps, max(num_items, 1)),  # a step expands at least one item
         )
-        return walked, "hnsw", min(SCORED_PER_EF * ef, num_items)
+        return walked, "hnsw", min(scored_per_ef * ef, num_items)
 
     # -- results -------------------------------------------------------------------------------
 
@@ -372,7 +405,7 @@ class SearchEngine:
                 explain={
                     "retriever": query.retriever,
                     "policy": query.params.policy,
-                    "ef": query.params.ef if query.params.policy == "best_first" else None,
+                    "ef": query.params.ef if query.params.policy in ("best_first", "inner_product") else None,
                     "scored_per_step": list(answer.scored_per_step),
                 },
             )
@@ -420,11 +453,11 @@ def _check_params(params: SearchParams) -> None:
             raise InvalidQuery(
                 f"level_topn must be six numbers from 1 to {_MAX_LEVEL_TOPN}, not {list(topn)}"
             )
-    elif params.policy == "best_first":
+    elif params.policy in ("best_first", "inner_product"):
         for name in ("ef", "beam_width", "max_steps"):
             if getattr(params, name) < 1:
                 raise InvalidQuery(f"{name} must be at least 1, not {getattr(params, name)}")
         if params.level_topn:
             raise InvalidQuery("level_topn belongs to the policy 'level'")
     elif params.policy != "exhaustive":
-        raise InvalidQuery(f"unknown policy {params.policy!r}; known: best_first, level, exhaustive")
+        raise InvalidQuery(f"unknown policy {params.policy!r}; known: {', '.join(get_args(Policy))}")

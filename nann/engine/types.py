@@ -18,7 +18,7 @@ __all__ = ["Hits", "ItemId", "Note", "Policy", "Query", "SearchParams", "UserId"
 
 ItemId: TypeAlias = int | str
 UserId: TypeAlias = int | str
-Policy: TypeAlias = Literal["best_first", "level", "exhaustive"]
+Policy: TypeAlias = Literal["best_first", "level", "inner_product", "exhaustive"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class SearchParams:
     ``best_first``: `ef` best nodes seen so far are kept (raised to k when smaller), each step
     expands the `beam_width` best of them not expanded yet, for at most `max_steps` steps.
     ``level``: NANN's served search with `level_topn` = (t0 … t5); see ``reference/nann.md``.
+    ``inner_product``: the `ef` items nearest to the user by inner product are scored, and no others.
     ``exhaustive``: every item is scored.
     """
 

@@ -17,6 +17,7 @@ _LEVEL_TOPN_LENGTH: Final = 6  # t0 … t5, reference/nann.md "Served"
 _FIELDS: Final[Mapping[Policy, tuple[str, ...]]] = {
     "best_first": ("ef", "beam_width", "max_steps"),
     "level": ("level_topn",),
+    "inner_product": ("ef",),
     "exhaustive": (),
 }
 

@@ -16,6 +16,7 @@ from nann.engine.backend import Backend, Tiles
 from nann.engine.cpu.backend import CpuBackend
 from nann.engine.retrievers.exhaustive import ExhaustiveRetriever
 from nann.engine.retrievers.hnsw import HnswRetriever
+from nann.engine.retrievers.inner_product import InnerProductRetriever
 from nann.engine.retrievers.retriever import Retriever
 from nann.engine.scoring.buckets import MAX_ROWS, BucketGrid
 from nann.engine.scoring.scorer import Scorer
@@ -101,12 +102,17 @@ def _real(name: str) -> Callable[[int], TinyModel]:
     return lambda num_items: real_model(name, num_items)
 
 
+def _inner_product(backend: Backend[Any, Any], scorer: Scorer, *, num_items: int) -> Retriever:
+    return InnerProductRetriever(backend, scorer, item_vectors=np.ones((num_items, 2), np.float32))
+
+
 BACKENDS: dict[str, BackendCase] = {
     "cpu": BackendCase(CpuBackend, BucketGrid, _cpu_rows, _cpu_frontier, np.asarray, np.asarray),
 }
 RETRIEVERS: dict[str, Callable[..., Retriever]] = {
     "hnsw": HnswRetriever,
     "exhaustive": ExhaustiveRetriever,
+    "inner_product": _inner_product,
 }
 # The served model is checked at its real widths in every shape that serving compiles.
 SCORERS: dict[str, Callable[[Path], ScorerCase]] = {

@@ -13,6 +13,7 @@ from reference_kernels import ReferencePool, first_sights
 from registry import BACKENDS, BackendCase
 
 from nann.engine.backend import Admission
+from nann.engine.errors import Unsupported
 from nann.engine.scoring.buckets import BucketGrid
 
 EXAMPLES = settings(max_examples=80, deadline=None, derandomize=True)
@@ -33,6 +34,7 @@ def tables(seed: int = 0) -> dict[str, Any]:
         },
         "max_batch": MAX_BATCH,
         "max_pairs": MAX_PAIRS,
+        "item_vectors": rng.integers(-2, 3, (NUM_ITEMS, 4)).astype(np.float32) * 0.5,
     }
 
 
@@ -203,6 +205,32 @@ def test_a_scan_of_ranges_ranks_every_item(case, batch) -> None:
         assert found.tolist() == scores[b, wanted].tolist()
     assert beam.scored_per_step.shape == (0, batch)
     assert backend.unvisited(beam, 0).size == NUM_ITEMS
+
+
+@pytest.mark.parametrize("count", [1, 7, 40, NUM_ITEMS, NUM_ITEMS + 5])
+@pytest.mark.parametrize("batch", [1, MAX_BATCH])
+def test_the_nearest_items_are_those_of_the_largest_products(case, batch, count) -> None:
+    """Few distinct directions, so that ties abound; they go to the lower item index."""
+    given_tables = tables()
+    backend = case.make(**given_tables)
+    queries = np.eye(4, dtype=np.float32)[[3, 0, 2, 1]][:batch]
+    beam = backend.begin(batch, with_answer=[None] * batch)
+    candidates = backend.nearest(beam, queries, count)
+    vectors = given_tables["item_vectors"]
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    products = np.divide(vectors, norms, where=norms > 0, out=np.zeros_like(vectors)) @ queries.T
+    for b, found in enumerate(case.rows_of(candidates)):
+        wanted = np.lexsort((np.arange(NUM_ITEMS), -products[:, b]))[:count]
+        assert sorted(found) == sorted(wanted.tolist())
+        assert set(backend.unvisited(beam, b)) == set(range(NUM_ITEMS)) - set(found)
+    assert beam.scored_per_step.tolist() == [[min(count, NUM_ITEMS)] * batch]
+
+
+def test_without_item_vectors_there_is_no_scan(case) -> None:
+    backend = case.make(**{**tables(), "item_vectors": None})
+    beam = backend.begin(1, with_answer=[None])
+    with pytest.raises(Unsupported, match="no item vectors"):
+        backend.nearest(beam, np.ones((1, 4), np.float32), 3)
 
 
 def test_without_a_frontier_there_is_nothing_to_expand(case) -> None:

@@ -19,7 +19,7 @@ from nann.engine.types import SearchParams
 
 N, MAX_BATCH = 150, 6
 EXAMPLES = settings(max_examples=50, deadline=None, derandomize=True)
-PHASES = {"encode", "expand", "gather", "score", "merge"}
+PHASES = {"encode", "expand", "scan", "gather", "score", "merge"}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,7 @@ def build(world) -> Callable[..., Retriever]:
             item_state=artifact.item_state,
             max_batch=MAX_BATCH,
             max_pairs=max_rows,
+            item_vectors=np.ones((N, 2), np.float32),
         )
         return RETRIEVERS[retriever](lane, AdaptedScorer(case, scorer), num_items=N)
 
@@ -140,6 +141,8 @@ def test_the_truth_is_not_trivial(world) -> None:
 
 
 def test_an_embedded_history_is_searched_too(world, build, pair) -> None:
+    if pair[0] == "inner_product":
+        pytest.skip("needs a history; the engine's check refuses others")
     history = np.array([3, 9], np.int32)
     query = prepared(history, k=20)
     vector = np.zeros(HISTORY_LENGTH * 2, np.float32)

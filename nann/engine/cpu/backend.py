@@ -11,6 +11,7 @@ import numpy as np
 
 from nann.engine.backend import Admission, Tiles
 from nann.engine.cpu import kernels
+from nann.engine.errors import Unsupported
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int32
@@ -86,7 +87,10 @@ class CpuCandidates:
 
 
 class CpuBackend:
-    """One lane's scratch over shared tables: ``neighbors[level]`` and the item tensors, [N, …] each."""
+    """One lane's scratch over shared tables: ``neighbors[level]`` and the item tensors, [N, …] each.
+
+    `item_vectors` are for `nearest` alone and read where they lie, so they may be a mapped file.
+    """
 
     def __init__(
         self,
@@ -96,8 +100,10 @@ class CpuBackend:
         item_state: Mapping[str, np.ndarray],
         max_batch: int,
         max_pairs: int,
+        item_vectors: Float32[np.ndarray, "N dim"] | None = None,
     ) -> None:
         self._num_items = num_items
+        self._item_vectors = item_vectors
         self._neighbors = tuple(neighbors)
         self._tables = _as_words(list(item_state.values()))
         self._tiles = {
@@ -127,6 +133,20 @@ class CpuBackend:
         np.cumsum([len(row) for row in rows], out=splits[1:])
         flat = [np.arange(r.start, r.stop, dtype=np.int32) if isinstance(r, range) else r for r in rows]
         return CpuCandidates(np.concatenate(flat), splits)
+
+    def nearest(self, beam: CpuBeam, vectors: Float32[np.ndarray, "batch dim"], count: int) -> CpuCandidates:
+        if self._item_vectors is None:
+            raise Unsupported("this version carries no item vectors to scan")
+        count = min(count, self._num_items)
+        products = np.empty(self._num_items, dtype=np.float32)
+        rows = []
+        for vector in vectors:
+            kernels.unit_inner_products(self._item_vectors, vector, products)
+            least = np.partition(products, self._num_items - count)[self._num_items - count]
+            above = np.flatnonzero(products > least)
+            tied = np.flatnonzero(products == least)[: count - above.size]
+            rows.append(np.concatenate([above, tied]).astype(np.int32))
+        return self.seed(beam, rows)
 
     def expand(self, beam: CpuBeam, level: int) -> CpuCandidates | None:
         if not beam.frontier_count.any():

@@ -27,6 +27,7 @@ __all__ = [
     "pack",
     "seed",
     "select",
+    "unit_inner_products",
     "unpack",
 ]
 
@@ -119,6 +120,25 @@ def expand(
                     out[n] = item
                     n += 1
         out_splits[b + 1] = n
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "nsz"})
+def unit_inner_products(
+    vectors: Float32[np.ndarray, "N dim"],
+    query: Float32[np.ndarray, " dim"],
+    out: Float32[np.ndarray, " N"],
+) -> None:
+    """``out = (vectors / norms) @ query``, 0 for a zero vector. Waiting for memory, it has time for the norms.
+
+    A sum's order is this loop's, so a product does not depend on who else asks.
+    """
+    for item in range(vectors.shape[0]):
+        product = np.float32(0.0)
+        square = np.float32(0.0)
+        for d in range(query.size):
+            product += vectors[item, d] * query[d]
+            square += vectors[item, d] * vectors[item, d]
+        out[item] = product / np.sqrt(square) if square > 0 else np.float32(0.0)
 
 
 @numba.njit(nogil=True, cache=True)

@@ -28,7 +28,7 @@ class PreparedQuery:
 
     k: int
     params: SearchParams
-    retriever: Literal["hnsw", "exhaustive"]
+    retriever: Literal["hnsw", "inner_product", "exhaustive"]
     history: Int32[np.ndarray, " length"] | None
     comm_seq: Float32[np.ndarray, " width"] | None
     known_history: int | None

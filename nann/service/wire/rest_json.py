@@ -103,7 +103,7 @@ class _Body(BaseModel):
 class ParamsBody(_Body):
     """How hard to search; what is left out comes from the profile. `level_topn` alone means policy level."""
 
-    policy: StrictStr | None = Field(None, description="best_first, level or exhaustive.")
+    policy: StrictStr | None = Field(None, description="best_first, level, inner_product or exhaustive.")
     ef: _Int | None = Field(None, description="best_first: size of the pool of the best nodes seen so far.")
     beam_width: _Int | None = Field(None, description="best_first: pool entries expanded in each step.")
     max_steps: _Int | None = Field(None, description="best_first: at most so many steps.")

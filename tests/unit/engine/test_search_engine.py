@@ -494,3 +494,43 @@ def test_importing_the_engine_imports_no_heavy_library() -> None:
         [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_inner_product_scores_exactly_ef_items_and_agrees_with_the_model(world, engine) -> None:
+    history = world.item_ids[[3, 9, 20]].tolist()
+    params = SearchParams(policy="inner_product", ef=30)
+    (hits,) = engine.search([engine.check(Query(k=10, params=params, history=history))], 0)
+    assert (hits.n_scored, hits.steps) == (30, 1)
+    truth = world.scores(np.array([3, 9, 20]))
+    rows = [world.item_ids.tolist().index(item) for item in hits.item_ids]
+    assert hits.scores == truth[rows].tolist() == sorted(hits.scores, reverse=True)
+    vectors = world.item_vectors.astype(np.float32)
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+    near = np.argsort(-(unit @ unit[[3, 9, 20]].mean(axis=0)), kind="stable")[:30]
+    assert set(rows) <= set(near.tolist())
+
+
+def test_inner_product_needs_a_history_and_item_vectors(world, engine) -> None:
+    params = SearchParams(policy="inner_product", ef=30)
+    comm_seq = np.zeros(HISTORY_LENGTH * 2, np.float32)
+    with pytest.raises(Unsupported, match="needs a history"):
+        engine.check(Query(k=1, params=params, comm_seq=comm_seq))
+
+
+def test_inner_product_without_item_vectors_is_unsupported(tmp_path) -> None:
+    world = make_world(tmp_path / "1", num_items=30)
+    (world.directory / "arrays" / "item_embs.npy").unlink()
+    reseal(world.directory)
+    engine = world.engine()
+    params = SearchParams(policy="inner_product", ef=5)
+    with pytest.raises(Unsupported, match="no item vectors"):
+        engine.check(Query(k=1, params=params, history=world.item_ids[:2].tolist()))
+
+
+def test_inner_product_of_few_admissible_items_scores_them_all(world, engine) -> None:
+    include = world.item_ids[:12].tolist()
+    params = SearchParams(policy="inner_product", ef=30)
+    prepared = engine.check(Query(k=10, params=params, history=include[:3], include=include))
+    assert prepared.retriever == "exhaustive"
+    (hits,) = engine.search([prepared], 0)
+    assert hits.n_scored == 12 and set(hits.item_ids) <= set(include)
