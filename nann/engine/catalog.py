@@ -25,7 +25,8 @@ class _Index:
     """Positions of ids in an ascending int64 array, or in a list of strings."""
 
     def __init__(self, ids: Int64[np.ndarray, " n"] | list[str]) -> None:
-        self._array = None if isinstance(ids, list) else ids
+        # A plain view: indexing a mapped array costs microseconds more.
+        self._array = None if isinstance(ids, list) else np.asarray(ids)
         self._positions = {name: i for i, name in enumerate(ids)} if isinstance(ids, list) else {}
 
     def find(self, ids: Sequence[ItemId]) -> Int32[np.ndarray, " n"]:
@@ -33,17 +34,22 @@ class _Index:
         if self._array is None:
             found = [self._positions.get(name, -1) if isinstance(name, str) else -1 for name in ids]
             return np.array(found, dtype=np.int32)
-        possible = [_is_int64(name) for name in ids]
         if not self._array.size:
-            return np.full(len(possible), -1, dtype=np.int32)
-        wanted = np.array([i if ok else 0 for i, ok in zip(ids, possible, strict=True)], dtype=np.int64)
+            return np.full(len(ids), -1, dtype=np.int32)
+        wanted, possible = _as_int64(ids)
         at = np.minimum(np.searchsorted(self._array, wanted), self._array.size - 1)
         return np.where((self._array[at] == wanted) & possible, at, -1).astype(np.int32)
 
 
-def _is_int64(name: object) -> bool:
-    """Whether it can be an integer id; bool is an int in Python, but no id."""
-    return isinstance(name, int) and not isinstance(name, bool) and _INT64_MIN <= name <= _INT64_MAX
+def _as_int64(ids: Sequence[ItemId]) -> tuple[Int64[np.ndarray, " n"], Any]:
+    """The ids, and which of them can be integer ids; bool is an int in Python, but no id."""
+    if set(map(type, ids)) <= {int}:
+        try:
+            return np.array(ids, dtype=np.int64), True
+        except OverflowError:
+            pass
+    possible = [type(name) is int and _INT64_MIN <= name <= _INT64_MAX for name in ids]
+    return np.array([i if ok else 0 for i, ok in zip(ids, possible, strict=True)], dtype=np.int64), possible
 
 
 class Catalog:

@@ -194,9 +194,10 @@ class SearchEngine:
         if (query.history is None) == (query.comm_seq is None):
             raise InvalidQuery("exactly one of history and comm_seq must be given")
         notes: list[Note] = []
-        history, starts, known = self._user_side(query, notes)
+        known = None if query.history is None else self._known(query.history, "history", query.strict, notes)
+        history, starts = self._user_side(known, notes)
         comm_seq = None if query.comm_seq is None else self._comm_seq(query.comm_seq)
-        admission = self._admission(query, notes)
+        admission = self._admission(query, notes, history=known)
         params, retriever, cost = self._plan(query, admission, notes)
         if params.policy == "level":
             starts = self._artifact.entry_points
@@ -206,7 +207,7 @@ class SearchEngine:
             retriever=retriever,
             history=history,
             comm_seq=comm_seq,
-            known_history=known,
+            known_history=None if known is None else int(known.size),
             starts=starts,
             admission=admission,
             cost=cost,
@@ -277,14 +278,13 @@ class SearchEngine:
     # -- checking ------------------------------------------------------------------------------
 
     def _user_side(
-        self, query: Query, notes: list[Note]
-    ) -> tuple[Int32[np.ndarray, " length"] | None, Int32[np.ndarray, " n"], int | None]:
-        """The encoded window, the starting nodes and the number of known history items."""
+        self, known: Int32[np.ndarray, " n"] | None, notes: list[Note]
+    ) -> tuple[Int32[np.ndarray, " length"] | None, Int32[np.ndarray, " n"]]:
+        """The encoded window and the starting nodes, from the history's `known` items (None: comm_seq)."""
         artifact = self._artifact
-        if query.history is None:
+        if known is None:
             starts = artifact.start_points if artifact.start_points.size else artifact.walk_entry_points
-            return None, starts, None
-        known = self._known(query.history, "history", query.strict, notes)
+            return None, starts
         length = self.manifest.history_length
         newest = known[-length:]
         history = np.full(length, -1, dtype=np.int32)
@@ -292,7 +292,7 @@ class SearchEngine:
         if not newest.size:
             notes.append(Note("empty_history", "no known item in the history"))
         starts = np.concatenate([newest, artifact.start_points])
-        return history, starts if starts.size else artifact.walk_entry_points, int(known.size)
+        return history, starts if starts.size else artifact.walk_entry_points
 
     def _comm_seq(self, comm_seq: np.ndarray) -> Float32[np.ndarray, " width"]:
         width = self.manifest.history_length * self.manifest.input_dim
@@ -320,13 +320,16 @@ class SearchEngine:
             notes.append(Note(f"unknown_{name}_items", f"{name}: unknown item ids were skipped", unknown))
         return known
 
-    def _admission(self, query: Query, notes: list[Note]) -> Admission | None:
-        excluded = np.concatenate(
-            [
-                self._known(query.exclude, "exclude", query.strict, notes),
-                self._known(query.seen, "seen", False, []),
-            ]
+    def _admission(
+        self, query: Query, notes: list[Note], *, history: Int32[np.ndarray, " n"] | None = None
+    ) -> Admission | None:
+        """Which items may be returned; `history` are the rows of ``query.history`` where they are known."""
+        seen = (
+            history
+            if history is not None and query.seen is query.history
+            else self._known(query.seen, "seen", False, [])
         )
+        excluded = np.concatenate([self._known(query.exclude, "exclude", query.strict, notes), seen])
         mask: Bool[np.ndarray, " N"] | None = None
         if query.filter is not None:
             mask = self._filters.mask(query.filter)
