@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,11 +26,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMAT_VERSION",
+    "WEIGHT_PREFIX",
     "Artifact",
     "FileEntry",
     "Manifest",
+    "ProgramSet",
+    "Programs",
     "TensorSpec",
     "Verify",
+    "WeightSpec",
     "hash_files",
     "read_manifest",
     "verify_files",
@@ -38,6 +43,7 @@ __all__ = [
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+WEIGHT_PREFIX = "weight/"  # of the names of programs' arguments that are weights
 Verify = Literal["full", "fast"]
 IdType = Literal["int", "str"]
 _HASH_BLOCK_BYTES = 1 << 22
@@ -59,6 +65,38 @@ class TensorSpec(_Frozen):
 
     shape: tuple[int, ...]
     dtype: Literal["float16", "float32"]
+
+
+class WeightSpec(_Frozen):
+    """Where a weight's values lie, row-major and little-endian, from byte ``offset`` of ``file`` on."""
+
+    file: str
+    offset: int = Field(ge=0)
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class ProgramSet(_Frozen):
+    """One set of exported programs: the file, the shapes that are in it, and the arguments' names in order.
+
+    `arguments` has an entry for each function; `scoring/programs.py` says what the functions are.
+    """
+
+    file: str
+    max_batch: int = Field(ge=1)
+    max_rows: int = Field(ge=1)
+    tile_rows: int = Field(ge=1)
+    wide: bool
+    crossed_rows: int | None = None
+    programs: tuple[str, ...]
+    arguments: dict[str, tuple[str, ...]]
+
+
+class Programs(_Frozen):
+    """The model as XLA programs, for scorers that do without TensorFlow; weights are stored once."""
+
+    sets: dict[Literal["cpu", "gpu"], ProgramSet]
+    weights: dict[str, WeightSpec]
 
 
 class Manifest(_Frozen):
@@ -89,6 +127,7 @@ class Manifest(_Frozen):
     seeds: dict[str, int] = Field(default_factory=dict)
     quality: dict[str, Any] = Field(default_factory=dict)
     profiles: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    programs: Programs | None = None
 
 
 def _sha256(path: Path) -> str:
@@ -99,11 +138,14 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def hash_files(directory: Path) -> dict[str, FileEntry]:
-    """Size and sha256 of every file under ``directory`` but the manifest, by relative POSIX path."""
+def hash_files(directory: Path, *, under: str = ".") -> dict[str, FileEntry]:
+    """Size and sha256 of every file of a version but the manifest, by relative POSIX path.
+
+    ``under`` a folder of the version: of the files there only.
+    """
     return {
         path.relative_to(directory).as_posix(): FileEntry(sha256=_sha256(path), bytes=path.stat().st_size)
-        for path in sorted(directory.rglob("*"))
+        for path in sorted((directory / under).rglob("*"))
         if path.is_file() and path.relative_to(directory).as_posix() != MANIFEST_NAME
     }
 
@@ -129,7 +171,8 @@ def read_manifest(directory: Path) -> Manifest:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(str(path), expected="a published version's manifest", found="no file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    # RecursionError: nested deeper than Python's parser goes.
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ArtifactError(str(path), expected="valid JSON", found=str(error)) from error
     if not isinstance(raw, dict):
         raise ArtifactError(str(path), expected="a JSON object", found=type(raw).__name__)
@@ -152,7 +195,7 @@ def verify_files(directory: Path, manifest: Manifest, mode: Verify) -> None:
     """
     for name, entry in manifest.files.items():
         path = directory / name
-        if not path.resolve().is_relative_to(directory.resolve()):
+        if not _is_inside(path, directory):
             raise ArtifactError(name, expected="a path inside the version", found="one outside it")
         if not path.is_file():
             raise ArtifactError(str(path), expected=f"a file of {entry.bytes} bytes", found="no file")
@@ -161,14 +204,52 @@ def verify_files(directory: Path, manifest: Manifest, mode: Verify) -> None:
             raise ArtifactError(str(path), expected=f"{entry.bytes} bytes", found=f"{size} bytes")
         if mode == "full" and (digest := _sha256(path)) != entry.sha256:
             raise ArtifactError(str(path), expected=f"sha256 {entry.sha256}", found=digest)
+    if manifest.programs is not None:
+        _verify_programs(directory, manifest, manifest.programs)
+
+
+def _is_inside(path: Path, directory: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(directory.resolve())
+    except (OSError, RuntimeError):  # a link to itself; which of the two depends on the version of Python
+        return False
+
+
+def _verify_programs(directory: Path, manifest: Manifest, programs: Programs) -> None:
+    """What the programs refer to is there: files, known to the manifest, and weights inside of them."""
+    here = str(directory / MANIFEST_NAME)
+    for name, spec in programs.weights.items():
+        size = manifest.files[spec.file].bytes if spec.file in manifest.files else None
+        try:
+            end = spec.offset + math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
+        except TypeError:
+            raise ArtifactError(
+                here, expected=f"a dtype of NumPy's for weight {name}", found=repr(spec.dtype)
+            ) from None
+        if size is None or end > size:
+            raise ArtifactError(
+                here,
+                expected=f"weight {name} inside a file of the version",
+                found=f"bytes {spec.offset} to {end} of {spec.file}"
+                + (", which is not listed" if size is None else f", which has {size}"),
+            )
+    for name, found in programs.sets.items():
+        if found.file not in manifest.files:
+            raise ArtifactError(here, expected=f"programs.sets.{name} in a listed file", found=found.file)
+        for function, arguments in found.arguments.items():
+            if unknown := [a for a in arguments if a.startswith(WEIGHT_PREFIX) and a not in programs.weights]:
+                raise ArtifactError(
+                    here, expected=f"a weight for each argument of {function}", found=f"none for {unknown[0]}"
+                )
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
     """One opened version: the manifest and its arrays, mapped read-only.
 
-    Axes: N items, D embedding_dim (`item_vectors` are the embeddings that the graph was built on), U users; ``neighbors[level]`` is [N, degree] padded with -1 at
-    the end of a row. ``item_ids`` and ``history_ids`` are int64 arrays or lists of strings.
+    Axes: N items, D embedding_dim (`item_vectors` are the embeddings that the graph was built on), U users;
+    ``neighbors[level]`` is [N, degree] padded with -1 at the end of a row. ``item_ids``
+    and ``history_ids`` are int64 arrays or lists of strings.
     ``entry_points`` is NANN's own set (the policy `level` starts there), ``walk_entry_points`` the
     same or, in a small corpus, that set filled up to 64 from the next lower level.
     """

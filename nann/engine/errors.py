@@ -10,7 +10,8 @@
     ├── Unsupported         well formed, but this build or model cannot do it
     ├── Unavailable
     │   ├── NotReady        no model has finished its warm-up
-    │   ├── BackendError    device lost, out of memory, a launch that failed
+    │   ├── BackendError    out of memory, a launch that failed
+    │   │   └── DeviceLost  the device will not answer this process again
     │   └── Overloaded      admission refused; ``retry_after_s`` says when to come back
     ├── DeadlineExceeded    the caller's deadline passed before an answer was ready
     └── ArtifactError       a published version is damaged: names file, expected, found
@@ -24,6 +25,7 @@ __all__ = [
     "ArtifactError",
     "BackendError",
     "DeadlineExceeded",
+    "DeviceLost",
     "InvalidQuery",
     "NotFound",
     "NotReady",
@@ -80,6 +82,10 @@ class NotReady(Unavailable):
 
 class BackendError(Unavailable):
     """The device or runtime failed while searching; only this batch is lost."""
+
+
+class DeviceLost(BackendError):
+    """The device will not answer this process again: only a restart of the process helps."""
 
 
 class Overloaded(Unavailable):

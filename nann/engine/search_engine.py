@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float32, Int32
 
     from nann.engine.artifacts import Artifact, Manifest, Verify
-    from nann.engine.devices import DeviceMemory, ScorerName
+    from nann.engine.devices import DeviceMemory, Precision, ScorerName
     from nann.engine.scoring.scorer import Scorer
 
 __all__ = ["DEFAULT_PROFILES", "PreparedQuery", "SearchEngine", "WarmUp"]
@@ -107,18 +107,20 @@ class SearchEngine:
         device: str = "cpu",
         scorer: ScorerName = "auto",
         lanes: int = 2,
-        max_batch: int = 16,
+        max_batch: int | None = None,
         verify: Verify = "full",
         xla_cache_dir: Path | None = None,
         kernel_cache_dir: Path | None = None,
         max_k: int = 1000,
         intra_op_threads: int | None = None,
         memory: DeviceMemory | None = None,
+        precision: Precision = "float32",
     ) -> SearchEngine:
         """Verify, map and load a version. `warm_up` must run before the first `search`.
 
         `device` is what `devices.choose_devices` takes; the other parameters are those of
-        `devices.open_lanes`, `lanes` for each device.
+        `devices.open_lanes`, `lanes` for each device; `max_batch` is `devices.default_max_batch` when
+        not given.
 
         Raises:
             ValueError: `device` names no devices.
@@ -127,9 +129,10 @@ class SearchEngine:
             BackendError: the version does not fit into the device's memory.
         """
         from nann.engine.artifacts import Artifact
-        from nann.engine.devices import choose_devices, open_lanes
+        from nann.engine.devices import choose_devices, default_max_batch, open_lanes
 
         devices, reason = choose_devices(device, scorer=scorer)
+        max_batch = default_max_batch(devices) if max_batch is None else max_batch
         artifact = Artifact.open(version_dir, verify=verify)
         opened = open_lanes(
             artifact,
@@ -141,6 +144,7 @@ class SearchEngine:
             kernel_cache_dir=kernel_cache_dir,
             intra_op_threads=intra_op_threads,
             memory=memory,
+            precision=precision,
         )
         return cls(
             artifact,
@@ -272,8 +276,12 @@ class SearchEngine:
         return None if row[0] < 0 else self._catalog.attributes(row)[0]
 
     def close(self) -> None:
-        """Give the lanes' memory back; the mapped files go with the last reference to them."""
+        """Give the lanes' memory and the weights back; mapped files go with the last reference to them."""
         self._lanes = []
+        for scorer in self._scorers:
+            close = getattr(scorer, "close", None)
+            if close is not None:
+                close()
 
     # -- checking ------------------------------------------------------------------------------
 

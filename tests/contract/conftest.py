@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from cuda_shim.fixtures import fake_cupy
+
 from nann.engine.scoring import tensorflow_scorer
+
+__all__ = ["fake_cupy"]
 
 tensorflow_scorer._add_flag("XLA_FLAGS", tensorflow_scorer._BIT_EQUAL_FLAG)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,10 @@ def tables(seed: int = 0) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
-def case(request) -> BackendCase:
-    return BACKENDS[request.param]
+def case(request) -> Iterator[BackendCase]:
+    case = BACKENDS[request.param]
+    with case.around():
+        yield case
 
 
 def score(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -55,8 +55,9 @@ def build(world) -> Callable[..., Retriever]:
 
 
 @pytest.fixture(scope="module", params=[(r, b) for r in RETRIEVERS for b in BACKENDS], ids="-".join)
-def pair(request) -> tuple[str, str]:
-    return request.param
+def pair(request) -> Iterator[tuple[str, str]]:
+    with BACKENDS[request.param[1]].around():
+        yield request.param
 
 
 def prepared(history: np.ndarray, *, k: int, admission: Admission | None = None) -> PreparedQuery:

@@ -62,7 +62,7 @@ class Recording:
 
     def engine(self, *, lanes: int, max_rows: int) -> SearchEngine:
         scorer = ReplayScorer(self.histories, self.scores, max_rows=max_rows)
-        opened = cpu_lanes(self.artifact, scorer, lanes=lanes, max_batch=MAX_BATCH)
+        opened = cpu_lanes(self.artifact, [scorer] * lanes, max_batch=MAX_BATCH)
         return SearchEngine(self.artifact, opened, max_batch=MAX_BATCH)
 
     def queries(self, engine: SearchEngine, params: SearchParams) -> list[Any]:

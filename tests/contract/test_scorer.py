@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from registry import BACKENDS, MAX_BATCH, SCORERS, AdaptedScorer, ScorerCase
+from registry import BACKENDS, MAX_BATCH, SCORERS, AdaptedScorer, BackendCase, ScorerCase
 
 from nann.engine.backend import Tiles
 from nann.engine.retrievers.retriever import silent
@@ -115,10 +115,16 @@ def test_rows_of_padding_do_not_touch_their_neighbours(warm) -> None:
         assert same_bits(found[:, 0], np.full(shape.tiles, warm.scores[0, 0]))
 
 
-@pytest.mark.parametrize("backend_name", BACKENDS)
-def test_candidates_of_any_number_are_scored_in_their_order(warm, backend_name) -> None:
+@pytest.fixture(params=BACKENDS)
+def backend_case(request: pytest.FixtureRequest) -> Iterator[BackendCase]:
+    case = BACKENDS[request.param]
+    with case.around():
+        yield case
+
+
+def test_candidates_of_any_number_are_scored_in_their_order(warm, backend_case) -> None:
     rng = np.random.default_rng(4)
-    case = BACKENDS[backend_name]
+    case = backend_case
     scorer = AdaptedScorer(case, warm.scorer)
     backend = case.make(
         num_items=warm.case.num_items,

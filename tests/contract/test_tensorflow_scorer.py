@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -198,3 +199,61 @@ def test_item_tensors_may_start_anywhere_in_memory(tmp_path, offset_bytes) -> No
     )[0]
     vectors = world.item_vectors.astype(np.float32)
     assert found.tolist() == (vectors @ vectors[[3, 1, 4]].sum(axis=0)).tolist()
+
+
+def test_versions_of_one_architecture_share_programs_and_nothing_else(tmp_path) -> None:
+    """The second and third score by their own weights with the first's programs, and outlive it."""
+
+    def version(name: str, num_items: int, seed: int) -> tuple[TensorFlowScorer, TinyModel]:
+        directory = tmp_path / name
+        model = make_model_world(directory, num_items=num_items, seed=seed)
+        return load(directory), model
+
+    def agrees(scorer: TensorFlowScorer, model: TinyModel) -> bool:
+        history = np.array([[3, 1, 4, 1, -1, -1]], np.int32)
+        given = tiles(model)
+        state = {name: table[:N].astype(np.float32)[None] for name, table in model.item_state().items()}
+        wanted = model.module.score(**model.module.encode_user(history), **state)["score"][0]
+        found = scorer.score(
+            scorer.encode_history(history), Tiles(given.shape, np.zeros(1, np.int32), given.items)
+        )
+        return bool(np.allclose(found[0], wanted, rtol=1e-4, atol=1e-5))
+
+    first, _ = version("1", N, seed=11)
+    second, second_model = version("2", N, seed=12)
+    assert second._score.func.__self__ is first._score.func.__self__
+    assert second._encode_history.func.__self__ is first._encode_history.func.__self__
+    larger, larger_model = version("3", N + 1, seed=13)
+    assert larger._score.func.__self__ is first._score.func.__self__
+    assert larger._encode_history.func.__self__ is not first._encode_history.func.__self__
+    assert agrees(second, second_model) and agrees(larger, larger_model)
+    handle = first._weights[0].handle
+    first.close()
+    assert read(handle).shape == (0,)
+    del first
+    gc.collect()
+    assert agrees(second, second_model) and agrees(larger, larger_model)
+
+
+def read(handle) -> np.ndarray:
+    import tensorflow as tf
+
+    return tf.raw_ops.ReadVariableOp(
+        resource=handle, dtype=handle._handle_data.shape_and_type[0].dtype
+    ).numpy()
+
+
+def test_what_a_graph_computes_decides_whether_its_program_is_shared() -> None:
+    import tensorflow as tf
+
+    from nann.engine.scoring.tensorflow_sharing import _text
+
+    def traced(factor: float, variable: tf.Variable) -> str:
+        inner = tf.function(lambda x: x * factor, autograph=False)
+        outer = tf.function(lambda x: inner(x) + variable, autograph=False)
+        return _text(outer.get_concrete_function(tf.TensorSpec([None], tf.float32)))
+
+    one, other = tf.Variable(1.0), tf.Variable(2.0)
+    assert traced(2.0, one) == traced(2.0, other)
+    assert traced(2.0, one) != traced(3.0, one)
+    assert traced(2.0, one) != traced(2.0, tf.Variable([1.0]))

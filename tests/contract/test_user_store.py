@@ -1,4 +1,4 @@
-"""One suite for every user store: a newcomer adds a line to STORES."""
+"""One suite for every user store: a newcomer adds a line to STORES. Redis is a real one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
+from fake_engine import PATIENCE_S
+from redis_server import RedisServer
 
 from nann.service.user_store import (
     LiveHistory,
@@ -24,22 +28,33 @@ from nann.service.user_store import (
 LIMIT = 5
 
 
-async def _memory(_directory: Path) -> UserStore:
-    return MemoryUserStore(history_limit=LIMIT)
-
-
 async def _sqlite(directory: Path) -> UserStore:
     return await SqliteUserStore.open(directory / "users.sqlite3", history_limit=LIMIT)
 
 
-STORES: dict[str, Callable[[Path], Awaitable[UserStore]]] = {"memory": _memory, "sqlite": _sqlite}
+@contextmanager
+def _redis(directory: Path) -> Iterator[str]:
+    server = RedisServer(directory)
+    try:
+        yield server.url
+    finally:
+        server.stop()
+
+
+# Name -> what makes a place to keep events in a directory, for as long as it is open.
+STORES: dict[str, Callable[[Path], AbstractContextManager[str]]] = {
+    "memory": lambda _directory: nullcontext("memory"),
+    "sqlite": lambda directory: nullcontext(str(directory / "users.sqlite3")),
+    "redis": _redis,
+}
 
 
 @pytest.fixture(params=STORES)
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[UserStore]:
-    opened = await STORES[request.param](tmp_path)
-    yield opened
-    await opened.close()
+    with STORES[request.param](tmp_path) as location:
+        opened = await open_user_store(location, history_limit=LIMIT, timeout_s=PATIENCE_S)
+        yield opened
+        await opened.close()
 
 
 async def test_a_user_never_heard_of_is_empty(store: UserStore) -> None:
@@ -107,10 +122,19 @@ async def test_deletion_forgets_the_events_and_hides_the_base_for_good(store: Us
     assert await store.get_many(["u", "never seen"]) == [LiveHistory((), True)] * 2
 
 
+async def test_the_oldest_goes_first_whatever_is_in_it(store: UserStore) -> None:
+    await store.append("u", ["a", 2])
+    await store.append("u", [3, 4, 5])
+    assert (await store.get_many(["u"]))[0].item_ids == ("a", 2, 3, 4, 5)
+    await store.append("u", ["line\nfeed, comma"])
+    assert (await store.get_many(["u"]))[0].item_ids == (2, 3, 4, 5, "line\nfeed, comma")
+
+
 async def test_concurrent_writers_lose_nothing(store: UserStore) -> None:
     await asyncio.gather(*(store.append(f"u{n % 20}", [n]) for n in range(100)))
     found = await store.get_many([f"u{n}" for n in range(20)])
-    assert [live.item_ids for live in found] == [tuple(range(n, 100, 20)) for n in range(20)]
+    # Nobody waited for anybody, so no order among the calls is promised.
+    assert [sorted(live.item_ids) for live in found] == [list(range(n, 100, 20)) for n in range(20)]
 
 
 # What only a store on a disk can promise.
@@ -177,11 +201,40 @@ async def test_sqlite_is_shared_by_two_connections(tmp_path: Path) -> None:
 async def test_sqlite_writes_that_wait_share_a_commit(tmp_path: Path) -> None:
     store = await SqliteUserStore.open(tmp_path / "users.sqlite3", history_limit=1000)
     commits: list[str] = []
-    trace = functools.partial(store._connection.set_trace_callback, commits.append)
-    await store._on_worker(trace)
+    await store._writer.run(lambda connection: connection.set_trace_callback(commits.append))
     await asyncio.gather(*(store.append("u", [n]) for n in range(50)))
     assert (await store.get_many(["u"]))[0].item_ids == tuple(range(50))
     assert 1 <= commits.count("COMMIT") <= 2
+    await store.close()
+
+
+async def test_sqlite_a_failed_read_harms_no_later_one(tmp_path: Path) -> None:
+    store = await SqliteUserStore.open(tmp_path / "users.sqlite3", history_limit=LIMIT)
+    await store.append("u", [1])
+    await store._writer.run(lambda connection: connection.execute("ALTER TABLE deleted_users RENAME TO d"))
+    with pytest.raises(OSError, match="deleted_users"):
+        await store.get_many(["u"])
+    await store._writer.run(lambda connection: connection.execute("ALTER TABLE d RENAME TO deleted_users"))
+    assert await store.get_many(["u"]) == [LiveHistory((1,))]
+    await store.close()
+
+
+async def test_sqlite_reads_wait_for_no_writer(tmp_path: Path) -> None:
+    store = await SqliteUserStore.open(tmp_path / "users.sqlite3", history_limit=LIMIT)
+    await store.append("u", [1])
+    busy, done = threading.Event(), threading.Event()
+
+    def hold(connection: sqlite3.Connection) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        busy.set()
+        assert done.wait(PATIENCE_S)
+        connection.rollback()
+
+    holding = asyncio.create_task(store._writer.run(hold))
+    assert await asyncio.to_thread(busy.wait, PATIENCE_S)
+    assert await store.get_many(["u"]) == [LiveHistory((1,))]
+    done.set()
+    await holding
     await store.close()
 
 
@@ -231,10 +284,13 @@ async def test_sqlite_refuses_what_is_no_database(tmp_path: Path) -> None:
 
 
 async def test_the_location_chooses_the_store(tmp_path: Path) -> None:
-    memory = await open_user_store("memory", history_limit=LIMIT)
-    disk = await open_user_store(str(tmp_path / "x.sqlite3"), history_limit=LIMIT)
+    opened = functools.partial(open_user_store, history_limit=LIMIT, timeout_s=PATIENCE_S)
+    memory = await opened("memory")
+    disk = await opened(str(tmp_path / "x.sqlite3"))
     assert (type(memory), type(disk)) == (MemoryUserStore, SqliteUserStore)
     await memory.close()
     await disk.close()
     with pytest.raises(OSError, match="unable to open"):
-        await open_user_store(str(tmp_path / "absent" / "x.sqlite3"), history_limit=LIMIT)
+        await opened(str(tmp_path / "absent" / "x.sqlite3"))
+    with pytest.raises(OSError, match="no store at postgres://"):
+        await opened("postgres://me:hunter2@host/db")

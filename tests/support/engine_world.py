@@ -75,7 +75,7 @@ class World:
     def engine(self, *, lanes: int = 1, max_batch: int = 8, max_rows: int = 256) -> SearchEngine:
         artifact = Artifact.open(self.directory)
         scorer = IntegerScorer(self.item_vectors, max_batch=max_batch, max_rows=max_rows)
-        opened = cpu_lanes(artifact, scorer, lanes=lanes, max_batch=max_batch)
+        opened = cpu_lanes(artifact, [scorer] * lanes, max_batch=max_batch)
         return SearchEngine(artifact, opened, max_batch=max_batch, max_k=10_000)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nann.engine.errors import InvalidQuery
+from nann.engine.errors import BackendError, InvalidQuery
 from nann.engine.types import Hits, ItemId, Note, Query, SearchParams, UserId
 
 PATIENCE_S = 10.0  # how long a test waits for something that must happen; never reached when it does
@@ -119,7 +119,8 @@ class FakePrepared:
 class FakeEngine:
     """Items 0 … num_items-1 (or ``"item0"`` …), always ranked by their number; users 1 and 2 have histories.
 
-    `search_error` is raised by every search while it is set; `gate` holds searches while it is clear;
+    `search_error` is raised by every search while it is set, a `BackendError` by every search on one of
+    the `broken_devices`; `gate` holds searches while it is clear;
     `searching` is set once a lane has one.
     """
 
@@ -135,6 +136,7 @@ class FakeEngine:
         max_batch: int = 4,
         max_k: int = 1000,
         profiles: Mapping[str, Mapping[str, Any]] | None = None,
+        lane_devices: Sequence[str] | None = None,
     ) -> None:
         self.manifest = SimpleNamespace(
             model_name=model,
@@ -144,6 +146,7 @@ class FakeEngine:
             input_dim=64,
             item_id_type=item_id_type,
             user_id_type=user_id_type,
+            quality={},
         )
         self.profiles = (
             {
@@ -155,6 +158,8 @@ class FakeEngine:
             else profiles
         )
         self.n_lanes, self.max_batch, self.max_k = lanes, max_batch, max_k
+        self.lane_devices = tuple(lane_devices) if lane_devices is not None else ("cpu",) * lanes
+        self.broken_devices: set[str] = set()
         self.n_compilations = 7
         self.memory_bytes = 0
         self.search_error: BaseException | None = None
@@ -204,6 +209,8 @@ class FakeEngine:
         self.batches.append(list(batch))
         if self.search_error is not None:
             raise self.search_error
+        if (device := self.lane_devices[lane]) in self.broken_devices:
+            raise BackendError(f"{device} is lost")
         return [self._hits(prepared.query, prepared.notes, n_scored=100, steps=3) for prepared in batch]
 
     def popular(self, query: Query) -> Hits:

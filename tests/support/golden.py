@@ -27,7 +27,7 @@ def load_engine(directory: Path, *, max_batch: int = 1) -> SearchEngine:
     grid = BucketGrid(max_batch=max_batch, max_rows=128)
     scorer = TensorFlowScorer(directory, artifact.manifest, max_batch=max_batch, grid=grid)
     engine = SearchEngine(
-        artifact, cpu_lanes(artifact, scorer, lanes=1, max_batch=max_batch), max_batch=max_batch
+        artifact, cpu_lanes(artifact, [scorer], max_batch=max_batch), max_batch=max_batch
     )
     engine.warm_up()
     return engine

@@ -18,7 +18,16 @@ from nann.engine.artifacts import Manifest, TensorSpec, hash_files, read_manifes
 if TYPE_CHECKING:
     import tensorflow as tf
 
-__all__ = ["Sizes", "TinyModel", "attention", "integer_dot", "make_model_world", "publish", "real_model"]
+__all__ = [
+    "Sizes",
+    "TinyModel",
+    "attention",
+    "integer_dot",
+    "make_model_world",
+    "publish",
+    "publish_programs",
+    "real_model",
+]
 
 SIGNATURES = ("encode_user", "encode_user_comm_seq", "encode_items", "score")
 
@@ -246,6 +255,21 @@ def publish(model: TinyModel, directory: Path) -> Manifest:
             "files": hash_files(directory),
         }
     )
+    write_manifest(directory, manifest)
+    return manifest
+
+
+def publish_programs(directory: Path, **grid: Any) -> Manifest:
+    """Add the model's XLA programs to the artifact in `directory`: a set "cpu", in the shapes of `grid`."""
+    from nann.offline.export_programs import GridOptions, export_programs
+    from nann.offline.progress import Progress
+
+    options = GridOptions(
+        **{"max_batch": 4, "max_rows": 64, "tile_rows": 32, "wide": True, "crossed": True} | grid
+    )
+    manifest = read_manifest(directory)
+    programs = export_programs(directory, manifest, {"cpu": options}, progress=Progress(silent=True))
+    manifest = manifest.model_copy(update={"programs": programs, "files": hash_files(directory)})
     write_manifest(directory, manifest)
     return manifest
 

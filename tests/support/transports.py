@@ -5,24 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import httpx
-import uvicorn
 from fake_engine import PATIENCE_S, FakeEngine
 
+from nann.service.access import open_access
 from nann.service.grpc_api.server import create_server
 from nann.service.health import Health
 from nann.service.http_api.app import create_app
+from nann.service.http_api.server import create_http_server
 from nann.service.metrics import Metrics
 from nann.service.pb import retrieval_pb2_grpc
 from nann.service.registry import Registry
 from nann.service.retrieval import RetrievalService
 from nann.service.settings import Settings
-from nann.service.user_store import MemoryUserStore
+from nann.service.tls import open_tls
+from nann.service.user_store import MemoryUserStore, UserStore
 from nann.service.wire import tf_messages
 
 if TYPE_CHECKING:
@@ -32,17 +34,27 @@ if TYPE_CHECKING:
 class Transports:
     """A served model, an HTTP client and a gRPC channel to it."""
 
-    def __init__(self, directory: Path, engine: FakeEngine, **settings: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        engine: FakeEngine,
+        *,
+        store: UserStore | None = None,
+        load_engine: Callable[[Path], Any] | None = None,
+        **settings: Any,
+    ) -> None:
         version = str(engine.manifest.version)
         (directory / engine.manifest.model_name / version).mkdir(parents=True, exist_ok=True)
         self.engine = engine
         self.settings = Settings(repository=directory, **{"rest_port": 0, "grpc_port": 0, **settings})
         self.health = Health()
         self.metrics = Metrics()
-        self.registry = Registry(self.settings, self.metrics, lambda _path: cast("SearchEngine", engine))
+        self.registry = Registry(
+            self.settings, self.metrics, load_engine or (lambda _path: cast("SearchEngine", engine))
+        )
         self.service = RetrievalService(
             self.registry,
-            MemoryUserStore(history_limit=self.settings.user_history_limit),
+            store or MemoryUserStore(history_limit=self.settings.user_history_limit),
             self.settings,
             health=self.health,
             metrics=self.metrics,
@@ -55,11 +67,13 @@ class Transports:
     @contextlib.asynccontextmanager
     async def open(self, *, load: bool = True) -> AsyncIterator[Transports]:
         listener = socket.create_server(("127.0.0.1", 0))
-        app = create_app(self.service, self.settings, self.health, self.metrics)
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, access_log=False))
-        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        grpc_server, self.grpc_port = create_server(self.service, self.settings, self.health, self.metrics)
+        access, tls = open_access(self.settings), open_tls(self.settings)
+        app = create_app(self.service, self.settings, self.health, self.metrics, access)
+        self.server = create_http_server(app, self.settings, tls)
+        serving = asyncio.create_task(self.server.serve(sockets=[listener]))
+        grpc_server, self.grpc_port = create_server(
+            self.service, self.settings, self.health, self.metrics, access, tls
+        )
         await grpc_server.start()
         if load:
             await self.registry.load()
@@ -75,7 +89,7 @@ class Transports:
                 yield self
         finally:
             self.health.draining()
-            server.should_exit = True
+            self.server.should_exit = True
             await grpc_server.stop(None)
             await serving
             await self.registry.close()

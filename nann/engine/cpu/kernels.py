@@ -128,9 +128,9 @@ def unit_inner_products(
     query: Float32[np.ndarray, " dim"],
     out: Float32[np.ndarray, " N"],
 ) -> None:
-    """``out = (vectors / norms) @ query``, 0 for a zero vector. Waiting for memory, it has time for the norms.
+    """``out = (vectors / norms) @ query``, 0 for a zero vector.
 
-    A sum's order is this loop's, so a product does not depend on who else asks.
+    The loop waits for memory, so the norms cost it nothing. A sum's order is this loop's, so a product does not depend on who else asks.
     """
     for item in range(vectors.shape[0]):
         product = np.float32(0.0)

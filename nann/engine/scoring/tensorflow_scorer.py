@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,10 @@ import numpy as np
 from nann.engine.artifacts import Manifest
 from nann.engine.backend import Tiles
 from nann.engine.errors import ArtifactError, BackendError, Unsupported
-from nann.engine.scoring.buckets import BucketGrid
+from nann.engine.scoring.buckets import BucketGrid, Shape
+from nann.engine.scoring.shape_probe import scores_by_shape
+from nann.engine.scoring.tensorflow_memory import HostMemory, Memory
+from nann.engine.scoring.tensorflow_sharing import program_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int32
@@ -25,10 +29,6 @@ __all__ = ["TensorFlowScorer", "configure_tensorflow"]
 # and the two round differently. With Eigen alone a pair's score is bit-equal in every shape of the grid,
 # at 3 to 5 % more time (docs/adr/0004-scoring-shapes.md).
 _BIT_EQUAL_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
-_ALIGNMENT_BYTES = 64
-# Made-up items scored in every shape at warm-up; a kernel that rounds differently changes 40 % of scores
-# and more, so 32 do not all agree by chance. No shape has fewer rows.
-_PROBE_ITEMS = 32
 _REQUIRED = ("encode_user", "encode_items", "score")
 
 
@@ -62,7 +62,8 @@ def _add_flag(variable: str, flag: str) -> None:
 class TensorFlowScorer:
     """Runs ``encode_user``, ``encode_user_comm_seq`` and ``score`` of one SavedModel, XLA-jitted.
 
-    Shared by all lanes: TensorFlow functions are thread-safe and hold no scratch of ours.
+    On the CPU one is shared by all lanes: TensorFlow functions are thread-safe and hold no scratch of ours.
+    On a GPU each lane has its own, in its own ``memory``.
     """
 
     def __init__(
@@ -74,13 +75,20 @@ class TensorFlowScorer:
         xla_cache_dir: Path | None = None,
         intra_op_threads: int | None = None,
         grid: BucketGrid | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self._tf = configure_tensorflow(xla_cache_dir=xla_cache_dir, intra_op_threads=intra_op_threads)
+        self._memory: Memory = HostMemory(self._tf) if memory is None else memory
         self._manifest = manifest
         self._max_batch = max_batch
         self._grid = grid or BucketGrid(max_batch=max_batch)
         self._shapes: set[tuple[Any, ...]] = set()
         self._lock = threading.Lock()
+        with self._memory.scope():
+            self._load(directory)
+
+    def _load(self, directory: Path) -> None:
+        manifest = self._manifest
         try:
             self._model = self._tf.saved_model.load(str(directory))
         except (OSError, ValueError, IndexError, self._tf.errors.OpError) as error:
@@ -97,14 +105,18 @@ class TensorFlowScorer:
         self._user_names = sorted(manifest.user_tensors)
         self._item_names = sorted(manifest.item_tensors)
         try:
-            self._encode_history = self._encoder("encode_user", "history", "int32", manifest.history_length)
+            self._weights = [
+                variable for signature in self._model.signatures.values() for variable in signature.variables
+            ]
+            history = self._encoder("encode_user", "history", "int32", manifest.history_length)
+            self._encode_history = self._shared(history)
             width = manifest.history_length * manifest.input_dim
             self._encode_comm_seq = (
-                self._encoder("encode_user_comm_seq", "comm_seq", "float32", width)
+                self._shared(self._encoder("encode_user_comm_seq", "comm_seq", "float32", width))
                 if "encode_user_comm_seq" in self._model.signatures
                 else None
             )
-            self._score = self._scorer()
+            self._score = self._shared(self._scorer())
         except (KeyError, TypeError, ValueError, self._tf.errors.OpError) as error:
             raise ArtifactError(
                 str(directory / "saved_model.pb"),
@@ -124,6 +136,13 @@ class TensorFlowScorer:
     def n_compilations(self) -> int:
         return len(self._shapes)
 
+    def close(self) -> None:
+        """Empty the weights, now: cycles and shared programs refer to them long after the scorer is gone."""
+        for variable in self._weights:
+            empty = self._tf.zeros([0], variable.dtype.base_dtype)
+            self._tf.raw_ops.AssignVariableOp(resource=variable.handle, value=empty)
+        self._weights = []
+
     def encode_history(self, history: Int32[np.ndarray, "batch length"]) -> Any:
         return self._encode(self._encode_history, "history", history)
 
@@ -132,10 +151,17 @@ class TensorFlowScorer:
             raise Unsupported("this model cannot be queried by comm_seq")
         return self._encode(self._encode_comm_seq, "comm_seq", comm_seq)
 
-    def score(self, users: Any, tiles: Tiles) -> Float32[np.ndarray, "tiles rows"]:
-        items = [self._tensor(tiles.items[name]) for name in self._item_names]
-        self._count("score", *items[0].shape[:2])
-        return self._run(self._score, *users, self._tensor(tiles.tile_query), *items)  # type: ignore[no-any-return]
+    def score(self, users: Any, tiles: Tiles) -> Any:
+        if tiles.tile_query is None:
+            raise Unsupported("the TensorFlow scorer has no program for tiles without a tile_query")
+        with self._memory.scope(), _errors_of(self._tf):
+            return self._memory.take(self._scores(users, tiles))
+
+    def _scores(self, users: Any, tiles: Tiles) -> Any:
+        items = [tiles.items[name] for name in self._item_names]
+        self._count("score", tiles.shape.tiles, tiles.shape.rows)
+        tile_query, *tensors = self._memory.lend(tiles.tile_query, *items)
+        return self._score(*users, tile_query, *tensors)
 
     def warm_up(self) -> bool:
         length, width = (
@@ -143,29 +169,22 @@ class TensorFlowScorer:
             self._manifest.history_length * self._manifest.input_dim,
         )
         users = None
+        # Histories as they come: of a user without any, all attention is alike however it was rounded.
+        rng = np.random.default_rng(1)
         for batch in self._batches():
-            users = self.encode_history(np.full((batch, length), -1, dtype=np.int32))
             if self._encode_comm_seq is not None:
-                users = self.encode_comm_seq(np.zeros((batch, width), dtype=np.float32))
-        rng = np.random.default_rng(0)
-        probes = {
-            name: rng.standard_normal((_PROBE_ITEMS, *spec.shape)).astype(spec.dtype)
-            for name, spec in self._manifest.item_tensors.items()
-        }
-        seen: np.ndarray | None = None
-        bit_equal = True
-        for shape in self._grid.shapes():
-            which = np.arange(shape.pairs) % _PROBE_ITEMS
-            items = {
-                name: probe[which].reshape(shape.tiles, shape.rows, *probe.shape[1:])
-                for name, probe in probes.items()
-            }
-            scores = self.score(users, Tiles(shape, np.zeros(shape.tiles, dtype=np.int32), items)).reshape(-1)
-            if not np.isfinite(scores).all():
-                raise BackendError(f"the model's scores are not finite in shape {shape}")
-            seen = scores[:_PROBE_ITEMS] if seen is None else seen
-            bit_equal = bit_equal and bool((scores == seen[which]).all())
-        return bit_equal
+                self.encode_comm_seq(np.zeros((batch, width), dtype=np.float32))
+            history = rng.integers(0, max(self._manifest.num_items, 1), (batch, length), dtype=np.int32)
+            users = self.encode_history(history)
+
+        def scores(
+            shape: Shape, tile_query: np.ndarray | None, items: Mapping[str, np.ndarray]
+        ) -> Float32[np.ndarray, "tiles rows"]:
+            with self._memory.scope(), _errors_of(self._tf):
+                return self._scores(users, Tiles(shape, tile_query, items)).numpy()  # type: ignore[no-any-return]
+
+        tensors = {name: (spec.shape, spec.dtype) for name, spec in self._manifest.item_tensors.items()}
+        return scores_by_shape(scores, self._grid, tensors)
 
     def _batches(self) -> list[int]:
         """Powers of two up to the largest batch: the users of one call of an encoder, padded up."""
@@ -179,27 +198,22 @@ class TensorFlowScorer:
         padded = np.zeros((size, rows.shape[1]), dtype=rows.dtype)
         padded[: len(rows)] = rows
         self._count(name, size)
-        with _errors_of(self._tf):
+        with self._memory.scope(), _errors_of(self._tf):
             return function(self._tf.constant(padded))
-
-    def _run(self, function: Any, *arguments: Any) -> Any:
-        with _errors_of(self._tf):
-            return function(*arguments).numpy()
-
-    def _tensor(self, array: Any) -> Any:
-        """The array as a tensor, shared where it can be.
-
-        XLA's programs load aligned vectors from their arguments, whatever TensorFlow was handed: one
-        that starts elsewhere than at a cache line crashes the process, so it is copied.
-        """
-        if array.ctypes.data % _ALIGNMENT_BYTES:
-            return self._tf.constant(array)
-        return self._tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
     def _count(self, *shape: Any) -> None:
         if shape not in self._shapes:
             with self._lock:
                 self._shapes.add(shape)
+
+    def _shared(self, own: Any) -> Callable[..., Any]:
+        """The function in the form that other versions of the architecture have compiled already.
+
+        Not on a GPU, where weights and programs belong to a lane's logical device.
+        """
+        if not isinstance(self._memory, HostMemory):
+            return own  # type: ignore[no-any-return]
+        return partial(program_of(own).call, list(own.captured_inputs))
 
     def _encoder(self, signature: str, argument: str, dtype: str, width: int) -> Any:
         """[b, width] -> user tensors, zero-padded to max_batch rows so that `score` has one shape of them."""
@@ -227,7 +241,7 @@ class TensorFlowScorer:
 
         def nann_score(*arguments: Any) -> Any:
             users = arguments[:n_users]
-            tile_query = arguments[n_users]
+            tile_query = tf.cast(arguments[n_users], tf.int32)
             items = arguments[n_users + 1 :]
             feed = {name: tf.gather(value, tile_query) for name, value in zip(user_names, users, strict=True)}
             feed |= {name: tf.cast(value, tf.float32) for name, value in zip(item_names, items, strict=True)}
@@ -235,7 +249,7 @@ class TensorFlowScorer:
 
         specs = [
             *self._specs(self._manifest.user_tensors, user_names, (self._max_batch,), tf.float32),
-            tf.TensorSpec([None], tf.int32),
+            tf.TensorSpec([None], self._memory.index_dtype),
             *self._specs(self._manifest.item_tensors, item_names, (None, None), None),
         ]
         return tf.function(nann_score, jit_compile=True, autograph=False).get_concrete_function(*specs)

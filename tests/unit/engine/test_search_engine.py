@@ -416,7 +416,7 @@ def test_an_engine_of_no_size_is_refused(world, wrong) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         sizes = {"lanes": 1, "max_batch": 1, "max_k": 1, **wrong}
         artifact = Artifact.open(world.directory)
-        opened = cpu_lanes(artifact, scorer, lanes=sizes.pop("lanes"), max_batch=1)
+        opened = cpu_lanes(artifact, [scorer] * sizes.pop("lanes"), max_batch=1)
         SearchEngine(artifact, opened, **sizes)
 
 

@@ -1,0 +1,38 @@
+"""How much memory a version will take, told from its manifest before anything of it is read."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nann.engine.artifacts import Manifest
+
+__all__ = ["expected_load_bytes"]
+
+# A second version of Brunch (226,337 items: 160 MB of tables, 32 MB of weights) took 305 MB beyond what
+# it maps, a second one of the golden artifact (100 KB) 30 MB: the tables once, the weights twice (read,
+# then copied into variables), and what TensorFlow keeps for graphs and compiled programs.
+_COPIES_OF_WEIGHTS: Final = 2
+_PROGRAMS_BYTES: Final = 96 << 20
+# Titles and categories are dictionaries once read; Parquet keeps them several times smaller.
+_PARQUET_EXPANSION: Final = 8
+
+
+def expected_load_bytes(manifest: Manifest, *, lanes: int, max_batch: int) -> int:
+    """Bytes of anonymous memory that loading and serving a version takes at its peak.
+
+    Mapped files are left out: the kernel drops their pages when it needs the room.
+    """
+    tables = weights = attributes = 0
+    for name, entry in manifest.files.items():
+        if name.startswith("variables/"):
+            weights += entry.bytes
+        elif name.endswith(".parquet"):
+            attributes += entry.bytes
+        elif name in _COPIED or name.startswith("arrays/item_state_"):
+            tables += entry.bytes
+    visited = lanes * max_batch * manifest.num_items // 8
+    return tables + _COPIES_OF_WEIGHTS * weights + _PARQUET_EXPANSION * attributes + visited + _PROGRAMS_BYTES
+
+
+# `SearchEngine` copies these out of their mapping.
+_COPIED: Final = frozenset({"arrays/neighbors_level_0.npy", "arrays/neighbors_level_1.npy"})
