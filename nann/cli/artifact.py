@@ -88,12 +88,29 @@ def export_command(
     repository: Annotated[Path, typer.Option(help="Model repository.")],
     name: Annotated[str, typer.Option(help="The model's name there.")] = "nann",
     version: Annotated[int | None, typer.Option(min=1, help="By default the next one.")] = None,
+    programs: Annotated[
+        Literal["cpu,gpu", "cpu", "gpu", "none"],
+        typer.Option(help="XLA programs for serving without TensorFlow: a few seconds and 0.25 MB a set."),
+    ] = "cpu,gpu",
+    programs_max_batch: Annotated[
+        int | None,
+        typer.Option(min=1, max=1024, help="Most queries a batch in them; by default 16 (cpu), 64 (gpu)."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Publish a run's index as the next version of a model."""
-    from nann.offline.export import export
+    from nann.offline.export import ALL_PROGRAM_SETS, export
+    from nann.offline.progress import Progress
 
-    path = export(run, repository, name, version)
+    path = export(
+        run,
+        repository,
+        name,
+        version,
+        programs=[name for name in ALL_PROGRAM_SETS if name in programs.split(",")],
+        max_batch=programs_max_batch,
+        progress=Progress(),
+    )
     emit(
         {"path": path, "model": name, "version": int(path.name)},
         as_json=as_json,

@@ -104,7 +104,7 @@ def load_recording_engine(
             intra_op_threads=threads_per_lane(lanes) if intra_op_threads is None else intra_op_threads,
         )
     )
-    opened = cpu_lanes(artifact, scorer, lanes=lanes, max_batch=max_batch)
+    opened = cpu_lanes(artifact, [scorer] * lanes, max_batch=max_batch)
     return SearchEngine(artifact, opened, max_batch=max_batch, max_k=max_k), scorer
 
 

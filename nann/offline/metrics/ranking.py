@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nann.engine.recall import recall_at_k, share_found
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Float64, Int
 
@@ -95,27 +97,6 @@ def held_out_metrics(
     )
 
 
-def recall_at_k(
-    scores: Float[np.ndarray, "users width"],
-    exhaustive_scores: Float[np.ndarray, "users exhaustive_width"],
-    k: int,
-    *,
-    tolerance: float = 0.0,
-) -> Float64[np.ndarray, " users"]:
-    """Share of the exhaustive top k that an answer reaches, by score, so that ties are no misses.
-
-    An item counts when its score is at least the exhaustive k-th score less `tolerance` (recall by score,
-    as in ann-benchmarks). Rows are sorted, best first; -inf or NaN where a row is short. Where fewer than
-    k items are admissible, the exhaustive row is shorter and all of it is asked for.
-    """
-    wanted = _first(exhaustive_scores, k)
-    n_wanted = np.isfinite(wanted).sum(axis=1)
-    last = np.take_along_axis(wanted, np.maximum(n_wanted - 1, 0)[:, None], axis=1)
-    got = _first(scores, k)
-    n_found = (np.isfinite(got) & (got >= last - tolerance)).sum(axis=1)
-    return _share(n_found, n_wanted)
-
-
 def id_overlap_at_k(
     retrieved: Int[np.ndarray, "users width"],
     exhaustive: Int[np.ndarray, "users exhaustive_width"],
@@ -126,7 +107,7 @@ def id_overlap_at_k(
     stride = max(int(wanted.max(initial=-1)), int(got.max(initial=-1))) + 1
     row = np.arange(len(wanted), dtype=np.int64)[:, None] * stride  # makes an id of another user another id
     found = np.isin(wanted + row, np.where(got >= 0, got + row, -1)) & (wanted >= 0)
-    return _share(found.sum(axis=1), (wanted >= 0).sum(axis=1))
+    return share_found(found.sum(axis=1), (wanted >= 0).sum(axis=1))
 
 
 def percentiles(
@@ -162,13 +143,6 @@ def _first(rows: np.ndarray, k: int) -> np.ndarray:
     if k < 1:
         raise ValueError(f"k is {k}, should be at least 1")
     return rows[:, :k]
-
-
-def _share(
-    found: Int[np.ndarray, " users"], wanted: Int[np.ndarray, " users"]
-) -> Float64[np.ndarray, " users"]:
-    """found / wanted; 1 where nothing was wanted, for then nothing is missed."""
-    return np.where(wanted > 0, np.minimum(found, wanted) / np.maximum(wanted, 1), 1.0)
 
 
 def _mean(values: Float64[np.ndarray, " users"]) -> float:

@@ -54,7 +54,7 @@ def build(
     artifact = Artifact.open(world.directory)
     engine = SearchEngine(
         artifact,
-        cpu_lanes(artifact, scorer, lanes=lanes, max_batch=max_batch),
+        cpu_lanes(artifact, [scorer] * lanes, max_batch=max_batch),
         max_batch=max_batch,
         max_k=1000,
     )
