@@ -28,8 +28,8 @@ class UserStore(Protocol):
     """Live histories by user. A user is named by text; item ids keep their type.
 
     One round trip a call, whatever the number of users. An acknowledged write survives the death of
-    the process (except in a store that says it lives in memory). Of each user at least the newest
-    `history_limit` events are returned, and never more.
+    the process (except in a store that says it lives in memory). Of each user the newest
+    `history_limit` events are returned. Every failure is an OSError, and the next call tries again.
     """
 
     async def get_many(self, user_ids: Sequence[str]) -> list[LiveHistory]:
@@ -37,7 +37,11 @@ class UserStore(Protocol):
         ...
 
     async def append(self, user_id: str, item_ids: Sequence[ItemId]) -> None:
-        """Add events, oldest first. All of them are stored, or (when this raises) none."""
+        """Add events, oldest first: all of them or none.
+
+        When this raises, none is stored; but where an answer got lost on its way (a store behind a
+        network), all may be.
+        """
         ...
 
     async def delete(self, user_id: str) -> None:

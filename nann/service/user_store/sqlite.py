@@ -1,9 +1,9 @@
-"""Live histories in one SQLite file, through one connection on one worker thread.
+"""Live histories in one SQLite file, through a connection for reading and one for writing.
 
 Write-ahead log with ``synchronous=FULL``: every commit is synced before it is acknowledged, so an
 acknowledged event outlives ``kill -9`` and the loss of power (``NORMAL`` would lose it with the
 power, sqlite.org/pragma.html#pragma_synchronous). The price, one sync a call, is shared: the calls
-that wait while one commit runs are committed together by the next.
+that wait while one commit runs are committed together by the next; reads wait for no commit.
 """
 
 from __future__ import annotations
@@ -48,17 +48,42 @@ class _PendingWrite:
     done: asyncio.Future[None]
 
 
+class _Worker:
+    """A connection, and the one thread that may use it."""
+
+    def __init__(self, name: str) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"nann-user-store-{name}")
+        self._connection: sqlite3.Connection
+
+    async def open(self, path: Path) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            self._connection = await loop.run_in_executor(self._thread, _connect, path)
+        except BaseException:
+            self._thread.shutdown(wait=False)
+            raise
+
+    async def run(self, call: Callable[[sqlite3.Connection], _T]) -> _T:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._thread, call, self._connection)
+        except sqlite3.Error as error:
+            raise OSError(f"user store: {error}") from error
+
+    async def close(self) -> None:
+        await self.run(lambda connection: connection.close())
+        self._thread.shutdown()
+
+
 class SqliteUserStore:
     """A `UserStore` in a file; several processes of one machine may share it."""
 
-    def __init__(
-        self, connection: sqlite3.Connection, worker: ThreadPoolExecutor, history_limit: int
-    ) -> None:
-        self._connection = connection
-        self._worker = worker
+    def __init__(self, reader: _Worker, writer: _Worker, history_limit: int) -> None:
+        self._reader = reader
+        self._writer = writer
         self._history_limit = history_limit
         self._pending: list[_PendingWrite] = []
-        self._writer: asyncio.Task[None] | None = None
+        self._writing: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(cls, path: str | Path, *, history_limit: int) -> SqliteUserStore:
@@ -67,16 +92,17 @@ class SqliteUserStore:
         Raises:
             OSError: it cannot be opened or written, or holds something else.
         """
-        worker = ThreadPoolExecutor(1, thread_name_prefix="nann-user-store")
+        writer, reader = _Worker("writer"), _Worker("reader")
+        await writer.open(Path(path))
         try:
-            connection = await asyncio.get_running_loop().run_in_executor(worker, _connect, Path(path))
+            await reader.open(Path(path))
         except BaseException:
-            worker.shutdown(wait=False)
+            await writer.close()
             raise
-        return cls(connection, worker, history_limit)
+        return cls(reader, writer, history_limit)
 
     async def get_many(self, user_ids: Sequence[str]) -> list[LiveHistory]:
-        return await self._on_worker(lambda: self._read(user_ids))
+        return await self._reader.run(functools.partial(self._read, user_ids))
 
     async def append(self, user_id: str, item_ids: Sequence[ItemId]) -> None:
         newest = list(item_ids)[-self._history_limit :]
@@ -87,24 +113,18 @@ class SqliteUserStore:
         await self._commit(lambda connection: _forget(connection, user_id))
 
     async def close(self) -> None:
-        if self._writer is not None:
-            await self._writer
-        await self._on_worker(self._connection.close)
-        self._worker.shutdown()
-
-    async def _on_worker(self, call: Callable[[], _T]) -> _T:
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._worker, call)
-        except sqlite3.Error as error:
-            raise OSError(f"user store: {error}") from error
+        if self._writing is not None:
+            await self._writing
+        await self._reader.close()
+        await self._writer.close()
 
     # Writes: those that arrive while a commit runs share the next one.
 
     async def _commit(self, write: _Write) -> None:
         pending = _PendingWrite(write, asyncio.get_running_loop().create_future())
         self._pending.append(pending)
-        if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._write_pending())
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write_pending())
         await pending.done
 
     async def _write_pending(self) -> None:
@@ -112,7 +132,7 @@ class SqliteUserStore:
             group, self._pending = self._pending, []
             error: Exception | None = None
             try:
-                await self._on_worker(functools.partial(self._write, group))
+                await self._writer.run(functools.partial(_write, group))
             except Exception as failure:  # told to every waiter below, or they would wait for ever
                 error = failure
             for pending in group:
@@ -125,17 +145,6 @@ class SqliteUserStore:
                     fresh.__cause__ = error
                     pending.done.set_exception(fresh)
 
-    def _write(self, group: Sequence[_PendingWrite]) -> None:
-        connection = self._connection
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            for pending in group:
-                pending.write(connection)
-        except BaseException:
-            connection.rollback()
-            raise
-        connection.commit()
-
     def _insert(self, connection: sqlite3.Connection, user_id: str, item_ids: Sequence[ItemId]) -> None:
         connection.executemany(
             "INSERT INTO events (user_id, item_id) VALUES (?, ?)",
@@ -147,23 +156,39 @@ class SqliteUserStore:
             (user_id, self._history_limit),
         )
 
-    def _read(self, user_ids: Sequence[str]) -> list[LiveHistory]:
+    def _read(self, user_ids: Sequence[str], connection: sqlite3.Connection) -> list[LiveHistory]:
         among = f"user_id IN ({','.join('?' * len(user_ids))})"
         events: dict[str, list[ItemId]] = {user_id: [] for user_id in user_ids}
-        for user_id, item_id in self._connection.execute(
-            f"SELECT user_id, item_id FROM events WHERE {among} ORDER BY event", user_ids
-        ):
-            events[user_id].append(item_id)
-        hidden = {
-            user_id
-            for (user_id,) in self._connection.execute(
-                f"SELECT user_id FROM deleted_users WHERE {among}", user_ids
-            )
-        }
+        # One transaction, so that a deletion is seen in both tables or in neither.
+        connection.execute("BEGIN")
+        try:
+            for user_id, item_id in connection.execute(
+                f"SELECT user_id, item_id FROM events WHERE {among} ORDER BY event", user_ids
+            ):
+                events[user_id].append(item_id)
+            hidden = {
+                user_id
+                for (user_id,) in connection.execute(
+                    f"SELECT user_id FROM deleted_users WHERE {among}", user_ids
+                )
+            }
+        finally:
+            connection.rollback()
         return [
             LiveHistory(tuple(events[user_id][-self._history_limit :]), user_id in hidden)
             for user_id in user_ids
         ]
+
+
+def _write(group: Sequence[_PendingWrite], connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for pending in group:
+            pending.write(connection)
+    except BaseException:
+        connection.rollback()
+        raise
+    connection.commit()
 
 
 def _forget(connection: sqlite3.Connection, user_id: str) -> None:
