@@ -24,7 +24,7 @@ from nann.service.params import _FIELDS as FIELDS_OF_POLICY
 from nann.service.pb import retrieval_pb2 as pb
 from nann.service.settings import Settings
 from nann.service.wire.rest_json import EventsBody, ParamsBody, RetrieveBody
-from nann.service.wire.tf_predict import _INPUTS, SIGNATURES
+from nann.service.wire.tf_predict import INPUTS, SIGNATURES
 
 TEXT = (DOCS / "api.md").read_text(encoding="utf-8")
 
@@ -130,10 +130,10 @@ def test_the_served_signatures_are_in_the_tables() -> None:
     assert {plain(row["signature"]): plain(row["outputs"]).split(", ") for row in rows} == {
         name: list(outputs) for name, outputs in SIGNATURES.items()
     }
-    assert {tuple(plain(row["inputs"]).split(", ")) for row in rows} == {tuple(_INPUTS)}
+    assert {tuple(plain(row["inputs"]).split(", ")) for row in rows} == {tuple(INPUTS)}
     tensors = {plain(row["tensor"]): row for row in table(TEXT, "tensor", "dtype and shape", "meaning")}
-    assert set(tensors) == {*_INPUTS, *(name for outputs in SIGNATURES.values() for name in outputs)}
-    for name, dtypes in _INPUTS.items():
+    assert set(tensors) == {*INPUTS, *(name for outputs in SIGNATURES.values() for name in outputs)}
+    for name, dtypes in INPUTS.items():
         assert tensors[name]["dtype and shape"].startswith(" or ".join(dtypes))
 
 

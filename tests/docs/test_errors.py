@@ -11,6 +11,7 @@ from nann.engine.errors import RetrievalError
 from nann.service.errors import ERROR_TABLE
 from nann.service.http_api.app import _HTTP_CODES
 from nann.service.http_api.call import _HTTP_ROWS
+from nann.service.http_api.connection import REFUSALS
 
 TEXT = (DOCS / "errors.md").read_text(encoding="utf-8")
 ROWS = {
@@ -37,6 +38,7 @@ def test_a_row_has_the_statuses_of_the_class(error_class: type[RetrievalError]) 
 def test_failures_of_http_itself() -> None:
     statuses = {row.code: str(row.http_status) for row in _HTTP_ROWS.values()}
     statuses |= {code: str(status) for status, code in _HTTP_CODES.items()}
+    statuses |= {code: str(status) for code, status in REFUSALS.items()}
     assert {code: row["HTTP"] for code, row in HTTP_ROWS.items()} == {**statuses, "http_error": "any"}
 
 

@@ -22,7 +22,10 @@ from nann.service.params import search_params
 from nann.service.settings import Settings
 from nann.service.wire.rest_json import BatchBody, EventsBody, RetrieveBody, requests_of_body
 
-FILES = (ROOT / "README.md", DOCS / "api.md", DOCS / "errors.md")
+FILES = (
+    *(ROOT / "README.md", DOCS / "api.md", DOCS / "errors.md", DOCS / "client.md"),
+    ROOT / "client" / "README.md",
+)
 REPLIES: tuple[type[BaseModel], ...] = (
     replies.RetrieveReplyBody,
     replies.BatchReplyBody,
