@@ -15,10 +15,11 @@ from nann.engine.search_engine import PreparedQuery, SearchEngine
 from nann.engine.types import Hits, Query
 from nann.offline.benchmark.load import Outcome, Target
 from nann.offline.benchmark.users import User
-from nann.service.batcher import Batcher, BatcherLimits
+from nann.service.batcher import Batcher
 from nann.service.errors import error_row
 from nann.service.params import result_size, search_params
 from nann.service.registry import ServedVersion, find_newest_versions
+from nann.service.served_version import batcher_limits
 from nann.service.settings import Settings
 from nann.service.types import ParamOverrides
 
@@ -69,16 +70,8 @@ async def in_process(
 
 def serve_version(engine: SearchEngine, settings: Settings) -> ServedVersion:
     """The engine as the server would serve it: its profiles, and a batcher of the settings' limits."""
-
-    limits = BatcherLimits(
-        n_lanes=engine.n_lanes,
-        max_batch=engine.max_batch,
-        queue_limit=settings.queue_limit,
-        queue_work_limit=settings.queue_work_limit,
-        batch_wait_s=settings.batch_wait_ms / 1e3,
-    )
     manifest = engine.manifest
-    batcher: Batcher[PreparedQuery, Hits] = Batcher(engine.search, limits)
+    batcher: Batcher[PreparedQuery, Hits] = Batcher(engine.search, batcher_limits(settings, engine))
     return ServedVersion(manifest.model_name, manifest.version, engine, batcher, settings.default_profile)
 
 
@@ -143,6 +136,8 @@ def in_words(settings: Settings, engine: SearchEngine) -> dict[str, Any]:
         "model": manifest.model_name,
         "version": manifest.version,
         "items": manifest.num_items,
-        **{name: getattr(settings, name) for name in ("lanes", "max_batch_size", "batch_wait_ms")},
+        "lanes": engine.n_lanes,
+        "max_batch_size": engine.max_batch,
+        "batch_wait_ms": settings.batch_wait_ms,
         "intra_op_threads": settings.intra_op_threads,
     }

@@ -18,7 +18,7 @@ _MAX_CONNECTIONS = 512
 
 
 class HttpClient:
-    """POSTs JSON to one address over kept-alive connections. For one event loop.
+    """Exchanges JSON with one address over kept-alive connections. For one event loop.
 
     Raises ValueError for an address that is not ``http(s)://HOST[:PORT]``.
     """
@@ -35,6 +35,10 @@ class HttpClient:
         self._idle: list[_Connection] = []
         self._slots = asyncio.Semaphore(_MAX_CONNECTIONS)
 
+    async def get(self, path: str) -> tuple[int, bytes]:
+        """Status and body of the answer; raises as `post` does."""
+        return await self._ask("GET", path, b"")
+
     async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
         """Status and body of the answer.
 
@@ -43,13 +47,20 @@ class HttpClient:
             OSError: the server cannot be reached, or closed the connection.
             ValueError: what it sent is not HTTP.
         """
+        return await self._ask("POST", path, body)
+
+    async def _ask(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
         head = (
-            f"POST {self._prefix}{path} HTTP/1.1\r\nHost: {self._netloc}\r\n"
+            f"{method} {self._prefix}{path} HTTP/1.1\r\nHost: {self._netloc}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
+        return await self.exchange(head.encode() + body)
+
+    async def exchange(self, request: bytes) -> tuple[int, bytes]:
+        """Status and body of the answer to the bytes of a whole request; raises as `post` does."""
         async with self._slots:
             connection = await self._connected()
-            answer = await connection.exchange(head.encode() + body, self._timeout_s)
+            answer = await connection.exchange(request, self._timeout_s)
             if connection.usable:
                 self._idle.append(connection)
             return answer
@@ -133,6 +144,8 @@ class _Connection(asyncio.Protocol):
         self._body.append(body)
 
     def on_message_complete(self) -> None:
+        if self._parser.get_status_code() < 200:  # such as 100 Continue; the answer comes after it
+            return
         if not self._parser.should_keep_alive():
             self.close()
         if self._answer is not None and not self._answer.done():

@@ -13,6 +13,7 @@ from nann.cli.benchmark_engine import engine_queries, find_version, in_words, se
 from nann.cli.benchmark_targets import Ask
 from nann.cli.output import emit
 from nann.cli.parameters import given
+from nann.engine.devices import CPU, default_max_batch
 from nann.engine.search_engine import PreparedQuery
 from nann.offline.benchmark.machine import Machine
 from nann.offline.benchmark.overhead import Saturation, load_recording_engine, measure_overhead
@@ -49,7 +50,7 @@ def print_overhead(
             engine, scorer = load_recording_engine(
                 version_dir,
                 lanes=settings.lanes,
-                max_batch=settings.max_batch_size,
+                max_batch=settings.max_batch_size or default_max_batch([CPU]),
                 max_k=settings.max_k,
                 verify=settings.verify,
                 xla_cache_dir=settings.xla_cache_dir,

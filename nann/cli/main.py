@@ -65,6 +65,18 @@ app.command("pipeline")(pipeline_command)
 app.command("demo")(demo_command)
 
 
+# It also runs where Typer is not installed (`python -m nann.cli.gpu_report`), so it reads its own flags.
+_ITS_OWN_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command("gpu-report", context_settings=_ITS_OWN_FLAGS)
+def _gpu_report(context: typer.Context) -> None:
+    """Measure the engine on a GPU, over a corpus of its own making, and write what was found."""
+    from nann.cli.gpu_report import main as gpu_report
+
+    raise typer.Exit(gpu_report(context.args))
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     # Before the parser, because it also decides how the parser's own failures are shown.

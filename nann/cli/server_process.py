@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +26,25 @@ class ServerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RunningServer:
-    """Where it listens, and how long it took to be ready."""
+    """Where it listens, its process, and how long it took to be ready."""
 
     rest_url: str
     grpc_url: str
     start_s: float
+    pid: int
 
 
 @contextmanager
-def running_server(repository: Path, *, log_path: Path) -> Iterator[RunningServer]:
-    """Serve `repository` while the block runs; its log goes to `log_path`.
+def running_server(
+    repository: Path,
+    *,
+    log_path: Path,
+    flags: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Iterator[RunningServer]:
+    """Serve `repository` while the block runs, with more `flags` of ``nann serve``; log to `log_path`.
+
+    `environ` are variables besides those of this process.
 
     Live events are kept in memory, so that it leaves nothing in the repository.
 
@@ -52,12 +62,19 @@ def running_server(repository: Path, *, log_path: Path) -> Iterator[RunningServe
         str(repository),
         "--user-store",
         "memory",
+        *flags,
     ]
     command += ["--rest-port", "0", "--grpc-port", "0", "--ready-file", str(ready_file)]
     started_s = time.monotonic()
     with (
         log_path.open("wb") as log,
-        subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL) as process,
+        subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **(environ or {})},
+        ) as process,
     ):
         try:
             ports = _wait_until_ready(process, ready_file, log_path)
@@ -65,6 +82,7 @@ def running_server(repository: Path, *, log_path: Path) -> Iterator[RunningServe
                 rest_url=f"http://127.0.0.1:{ports['rest_port']}",
                 grpc_url=f"grpc://127.0.0.1:{ports['grpc_port']}",
                 start_s=time.monotonic() - started_s,
+                pid=process.pid,
             )
         finally:
             _stop(process)

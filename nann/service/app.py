@@ -2,45 +2,43 @@
 
 start    sockets open, /livez answers, /readyz is 503       a startup probe needs no guess
 load     every model read, verified and warmed on a thread
-ready    one log line with both addresses
+ready    one log line with both addresses; new versions are looked for, loaded and swapped in
 drain    (SIGTERM, SIGINT) not ready -> accept nothing new -> finish what was accepted -> exit 0
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import json
 import logging
-import math
 import os
 import signal
 import socket
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
-import uvicorn
-from typing_extensions import override
 
 from nann.engine.errors import ArtifactError, RetrievalError
+from nann.service.access import open_access
+from nann.service.allocator import keep_large_blocks_apart
+from nann.service.exposure import warn_of_exposure
 from nann.service.grpc_api.server import create_server
 from nann.service.health import Health, keep_recovering
 from nann.service.http_api.app import create_app
+from nann.service.http_api.server import HttpServer, create_http_server
 from nann.service.logs import configure_logging, get_logger
 from nann.service.metrics import Metrics
 from nann.service.registry import LoadEngine, Registry
 from nann.service.retrieval import RetrievalService
 from nann.service.settings import Settings, SettingsError
+from nann.service.tls import open_tls
 from nann.service.user_store import UserStore, open_user_store
 
 __all__ = ["Application", "Exit", "serve"]
 
-# Above the idle timeout of common proxies (60 s), so that it is they who close an idle connection;
-# the other way round they lose requests to a connection that closes under them.
-_KEEP_ALIVE_S = 75
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 log = get_logger(__name__)
@@ -60,6 +58,7 @@ def serve(settings: Settings) -> int:
     Ends the process itself when a search (or a load) that will not end would otherwise keep it.
     """
     configure_logging(level=settings.log_level, log_format=settings.log_format)
+    keep_large_blocks_apart()
     log.info("settings", **settings.printable())
     outcome = _run_on_loop(Application(settings).run())
     if outcome.threads_left:
@@ -76,15 +75,6 @@ def _run_on_loop(main: Coroutine[Any, Any, Exit]) -> Exit:
     return uvloop.run(main)
 
 
-class _HttpServer(uvicorn.Server):
-    """uvicorn without its signal handlers: ours end both transports together."""
-
-    @override
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 class Application:
     """One server. `run` once; the ports are known from the ready line, `ready_file` or the fields here."""
 
@@ -99,7 +89,7 @@ class Application:
         self.rest_port = settings.rest_port
         self.grpc_port = settings.grpc_port
         self._store: UserStore | None = None
-        self._http: _HttpServer | None = None
+        self._http: HttpServer | None = None
         self._http_task: asyncio.Task[None] | None = None
         self._grpc: grpc.aio.Server | None = None
 
@@ -134,7 +124,9 @@ class Application:
     async def _serve(self) -> int:
         settings = self._settings
         self._store = await open_user_store(
-            settings.user_store_location, history_limit=settings.user_history_limit
+            settings.user_store_location,
+            history_limit=settings.user_history_limit,
+            timeout_s=settings.user_store_timeout_ms / 1e3,
         )
         service = RetrievalService(
             self._registry, self._store, settings, health=self.health, metrics=self.metrics
@@ -143,27 +135,27 @@ class Application:
         if not await self._unless_stopped(self._registry.load()):
             return 0
         self._announce()
-        await self._unless_stopped(keep_recovering(self.health, service.probe))
+        await self._unless_stopped(self._look_after(service))
         return 0
+
+    async def _look_after(self, service: RetrievalService) -> None:
+        """All that goes on by itself while the server serves."""
+        settings = self._settings
+        work = [keep_recovering(self.health, service.probe, give_up_after_s=settings.exit_after_impaired_s)]
+        if settings.poll_interval_s:
+            work.append(self._registry.keep_watching())
+        await asyncio.gather(*work)
 
     async def _open(self, service: RetrievalService) -> None:
         settings = self._settings
+        access, tls = open_access(settings), open_tls(settings)
+        warn_of_exposure(settings, access)
         listener = _listen(settings.host, settings.rest_port)
         self.rest_port = listener.getsockname()[1]
-        config = uvicorn.Config(
-            create_app(service, settings, self.health, self.metrics),
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=math.ceil(settings.drain_grace_s),
-        )
-        self._http = _HttpServer(config)
+        app = create_app(service, settings, self.health, self.metrics, access)
+        self._http = create_http_server(app, settings, tls)
         self._http_task = asyncio.create_task(self._http.serve(sockets=[listener]))
-        self._grpc, self.grpc_port = create_server(service, settings, self.health, self.metrics)
+        self._grpc, self.grpc_port = create_server(service, settings, self.health, self.metrics, access, tls)
         await self._grpc.start()
         log.info("listening", rest=self._address(self.rest_port), grpc=self._address(self.grpc_port))
 
@@ -194,8 +186,9 @@ class Application:
             partial = self._settings.ready_file.with_suffix(".partial")
             partial.write_text(json.dumps(ports) + "\n", encoding="utf-8")
             partial.replace(self._settings.ready_file)
+        scheme = "http" if self._settings.tls_cert_file is None else "https"
         log.info(
-            f"ready: REST http://{self._address(self.rest_port)}, gRPC {self._address(self.grpc_port)}",
+            f"ready: REST {scheme}://{self._address(self.rest_port)}, gRPC {self._address(self.grpc_port)}",
             models={served.name: served.version for served in self._registry.all_served()},
         )
         self.ready.set()
@@ -221,6 +214,7 @@ class Application:
 
     async def _drain(self) -> None:
         self.health.draining()
+        self._registry.refuse_changes()
         log.info("draining")
         closing: list[Coroutine[Any, Any, None]] = []
         if self._grpc is not None:
@@ -241,7 +235,11 @@ async def _ended(task: asyncio.Task[None]) -> None:
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        listener = socket.create_server((host, port), family=family)
+        # Accepted connections inherit it. uvloop would set it itself; asyncio does not for a socket that it
+        # was given, and then each reply's body waits 40 ms for the acknowledgement of its head.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as error:
         raise OSError(
             f"cannot listen on {host}:{port}: {error.strerror}; choose another --rest-port"

@@ -1,8 +1,8 @@
 """Queries wait here for a lane, and travel in batches. The only place where anything waits.
 
-    submit ──> admitted? ──> queue, one FIFO per compatible group ──> a free lane takes a batch
-               no: refused at once     expired or abandoned: leaves      │ (thread; engine.search)
-                                                                         └──> each waiter's future
+    submit ──> admitted? ──> `WaitingQueue`, FIFO in compatible groups ──> a free lane takes a batch
+               no: refused at once     expired or abandoned: leaves        │ (thread; engine.search)
+                                                                           └──> each waiter's call
 
 All state belongs to the event loop, so there is no lock. Nothing polls: a dispatch is caused by an
 arrival, by a lane that became free, or by the fill timer.
@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from nann.engine.errors import DeadlineExceeded, NotReady, Overloaded
 from nann.service.errors import InternalError, fresh_error
 from nann.service.lane import Lane
+from nann.service.rotation import Rotation
+from nann.service.waiting import Group, RejectReason, WaitingQueue
 
 __all__ = [
     "Answer",
@@ -31,13 +32,16 @@ __all__ = [
     "RejectReason",
 ]
 
-DispatchReason: TypeAlias = Literal["full", "lane_free", "fill_timer", "closing"]
-RejectReason: TypeAlias = Literal["queue_full", "work_full", "expired", "closing"]
+DispatchReason: TypeAlias = Literal["full", "lane_free", "fill_timer", "closing", "probe", "shadow"]
 
 # Each new measurement of the service rate counts this much: the last ten or so batches decide.
 _RATE_SMOOTHING = 0.2
+# A query waits besides for the batch that is on its lane, which is half way through on average; without this
+# slack every query of an overload is let in just too late, and its search is in vain.
+_SEARCH_SLACK = 1.5
 # uvloop rounds timers to the nearest millisecond, so one may fire this much early.
 _TIMER_SLACK_S = 0.0005
+_NEVER_S = float("inf")
 
 
 class Batchable(Protocol):
@@ -83,45 +87,85 @@ R = TypeVar("R")
 class BatcherLimits:
     """Sizes of a batcher.
 
-    `queue_limit` queries and `queue_work_limit` items to score (the sum of their costs) may wait.
-    `batch_wait_s` > 0 holds a batch that is not full until its oldest query has waited that long;
-    0 lets a free lane take what is there.
+    A batch holds at most `max_batch` queries, and more than one only while their costs add up to at
+    most `batch_work_limit` items to score, so that no batch keeps a lane for long. `queue_limit`
+    queries and `queue_work_limit` items may wait. `batch_wait_s` > 0 holds a batch that is not full
+    until its oldest query has waited that long; 0 lets a free lane take what is there. `lane_groups`
+    names the device of each lane (default: one for all): a search that fails takes the lanes of its
+    device out of the rotation (`Rotation`).
     """
 
     n_lanes: int
     max_batch: int
     queue_limit: int
     queue_work_limit: int
+    batch_work_limit: int
     batch_wait_s: float = 0.0
+    lane_groups: tuple[Hashable, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[R]):
-    """One query's result, how long it waited for a lane, and how long its batch was on it."""
+    """One query's result, how long it waited for a lane, how long its batch was on it, and what sent
+    the batch off."""
 
     result: R
     queue_s: float
     search_s: float
     batch_size: int
+    reason: DispatchReason
 
 
-@dataclass(eq=False, slots=True)
+class _Call(Generic[R]):
+    """What one `submit` or `submit_many` waits for: an outcome for each of its queries."""
+
+    def __init__(
+        self, n: int, *, arrival_s: float, deadline_s: float, bulk: bool, done: asyncio.Future[None]
+    ) -> None:
+        self.outcomes: list[Answer[R] | Exception | None] = [None] * n
+        self.unfinished = n
+        self.arrival_s = arrival_s
+        self.deadline_s = deadline_s
+        self.bulk = bulk
+        self.done = done
+
+    def settle(self, position: int, outcome: Answer[R] | Exception) -> None:
+        """The first outcome of a query counts; the last query of the call wakes its waiter."""
+        if self.outcomes[position] is not None:
+            return
+        self.outcomes[position] = outcome
+        self.unfinished -= 1
+        if not self.unfinished and not self.done.done():
+            self.done.set_result(None)
+
+
 class _Entry(Generic[P, R]):
-    query: P
-    arrival_s: float
-    deadline_s: float
-    future: asyncio.Future[Answer[R]]
+    """One query of a call."""
 
+    __slots__ = ("call", "compat", "cost", "position", "query")
 
-@dataclass(eq=False, slots=True)
-class _Group(Generic[P, R]):
-    """Queries that may share a batch, oldest first; a dict, so that any of them leaves in O(1)."""
-
-    entries: OrderedDict[_Entry[P, R], None] = field(default_factory=OrderedDict)
+    def __init__(self, query: P, call: _Call[R], position: int) -> None:
+        self.query = query
+        self.call = call
+        self.position = position
+        self.compat = query.compat
+        self.cost = query.cost
 
     @property
-    def oldest_arrival_s(self) -> float:
-        return next(iter(self.entries)).arrival_s
+    def bulk(self) -> bool:
+        return self.call.bulk
+
+    @property
+    def arrival_s(self) -> float:
+        return self.call.arrival_s
+
+    @property
+    def is_settled(self) -> bool:
+        """Expired, abandoned or answered."""
+        return self.call.outcomes[self.position] is not None or self.call.done.done()
+
+    def settle(self, outcome: Answer[R] | Exception) -> None:
+        self.call.settle(self.position, outcome)
 
 
 class Batcher(Generic[P, R]):
@@ -129,7 +173,8 @@ class Batcher(Generic[P, R]):
 
     `search` is synchronous and gets 1 … `max_batch` queries of equal `compat`; it runs on
     `n_lanes` threads, never twice at a time on one lane, and returns one result a query.
-    Must be created on the event loop that uses it.
+    `on_lanes` hears how many lanes are proven (see `Rotation`) whenever that changes. Must be created
+    on the event loop that uses it.
     """
 
     def __init__(
@@ -138,6 +183,7 @@ class Batcher(Generic[P, R]):
         limits: BatcherLimits,
         *,
         observer: BatchObserver | None = None,
+        on_lanes: Callable[[int], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         call_later: Callable[[float, Callable[[], None]], TimerHandle] | None = None,
     ) -> None:
@@ -149,10 +195,11 @@ class Batcher(Generic[P, R]):
         self._clock = clock
         self._call_later = call_later or loop.call_later
         self._lanes = [Lane(f"nann-lane-{lane}") for lane in range(limits.n_lanes)]
-        self._free_lanes = list(range(limits.n_lanes))
-        self._groups: dict[Hashable, _Group[P, R]] = {}
-        self._depth = 0
-        self._work = 0
+        self._rotation = Rotation(limits.lane_groups or ("all",) * limits.n_lanes)
+        self._on_lanes = on_lanes
+        self._queue: WaitingQueue[_Entry[P, R]] = WaitingQueue(
+            limit=limits.queue_limit, work_limit=limits.queue_work_limit
+        )
         self._seconds_per_cost: float | None = None
         self._dispatch_is_due = False
         self._fill_timer: TimerHandle | None = None
@@ -162,12 +209,12 @@ class Batcher(Generic[P, R]):
     @property
     def depth(self) -> int:
         """Queries that wait for a lane now."""
-        return self._depth
+        return self._queue.depth
 
     @property
     def lanes_busy(self) -> int:
         """Lanes that search now."""
-        return len(self._lanes) - len(self._free_lanes)
+        return self._rotation.n_busy
 
     async def submit(self, query: P, *, deadline_s: float | None = None) -> Answer[R]:
         """Wait for a lane, search, and return this query's result.
@@ -175,85 +222,162 @@ class Batcher(Generic[P, R]):
         Cancelling the call takes the query out of the queue. `deadline_s` is in ``clock`` seconds.
 
         Raises:
-            Overloaded: the queue is full; says when to come back.
+            Overloaded: the queue is full, or too long for the deadline; says when to come back.
             DeadlineExceeded: the deadline passed, in the queue or on the lane.
             NotReady: the batcher is closing.
             BackendError, InternalError: the batch this query was in failed.
         """
-        entry = self._admit(query, float("inf") if deadline_s is None else deadline_s)
-        expiry = None
-        if deadline_s is not None:
-            expiry = self._call_later(deadline_s - entry.arrival_s, lambda: self._expire(entry))
-        try:
-            return await entry.future
-        finally:
-            if expiry is not None:
-                expiry.cancel()
-            self._remove(entry)
+        (outcome,) = await self._answered(self._admit([query], deadline_s, bulk=False))
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def submit_many(
+        self, queries: Sequence[P], *, deadline_s: float | None = None
+    ) -> list[Answer[R] | Exception]:
+        """Search all of `queries`, as bulk: behind those that came alone. One outcome a query, in order.
+
+        They are let in or refused together; where `submit` raises later, the outcome is that error.
+        Cancelling the call takes those that still wait out of the queue.
+
+        Raises:
+            Overloaded, DeadlineExceeded, NotReady: on arrival, and then none of them was let in.
+        """
+        return await self._answered(self._admit(queries, deadline_s, bulk=True)) if queries else []
+
+    async def probe(self, query: P, *, deadline_s: float) -> None:
+        """Search `query` alone on every free lane that is in doubt; those that succeed are proven again.
+
+        Raises what the first of the others raises.
+        """
+        calls = []
+        for lane in () if self._closing else self._rotation.doubted:
+            entry = _Entry(query, self._new_call(1, deadline_s, bulk=False), 0)
+            self._start(lane, [entry], "probe")
+            calls.append(self._answered([entry]))
+        for (outcome,) in await asyncio.gather(*calls):
+            if isinstance(outcome, Exception):
+                raise outcome
+
+    async def search_if_idle(self, query: P) -> Answer[R] | None:
+        """Search `query` alone, if nobody waits and a lane is to spare; else None, at once.
+
+        It never joins the queue, and no time that it takes counts as waiting, as search time or in the
+        service rate: those are of queries that somebody waits for.
+
+        Raises:
+            BackendError, InternalError: the search failed.
+        """
+        lane = None if self._closing or self.depth else self._rotation.spare_lane()
+        if lane is None:
+            return None
+        entry = _Entry(query, self._new_call(1, _NEVER_S, bulk=True), 0)
+        self._start(lane, [entry], "shadow")
+        (outcome,) = await self._answered([entry])
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     async def close(self) -> None:
         """Refuse new queries, finish the accepted ones, end the threads."""
         self._closing = True
         self._schedule_dispatch()
-        while self._depth or self.lanes_busy:
+        while self.depth or self.lanes_busy:
             self._idle.clear()
             await self._idle.wait()
         for lane in self._lanes:
             lane.close()
 
-    # Queue: everything that changes what waits.
+    # Calls: from their admission to their outcomes.
 
-    def _admit(self, query: P, deadline_s: float) -> _Entry[P, R]:
-        now_s = self._clock()
-        if self._closing:
-            raise self._refusal("closing", NotReady("the server is shutting down"))
-        if deadline_s <= now_s:
-            raise self._refusal("expired", DeadlineExceeded("the deadline had passed on arrival"))
-        if self._depth >= self._limits.queue_limit:
-            raise self._refusal("queue_full", self._overloaded(f"{self._depth} queries are waiting"))
-        # A query dearer than the whole bound is let in alone: refusing it would be refusing it for ever.
-        if self._depth and self._work + query.cost > self._limits.queue_work_limit:
-            raise self._refusal("work_full", self._overloaded(f"{self._work} items wait to be scored"))
-        entry: _Entry[P, R] = _Entry(query, now_s, deadline_s, self._loop.create_future())
-        self._groups.setdefault(query.compat, _Group()).entries[entry] = None
-        self._count(entry, +1)
+    def _admit(self, queries: Sequence[P], deadline_s: float | None, *, bulk: bool) -> list[_Entry[P, R]]:
+        call = self._new_call(len(queries), _NEVER_S if deadline_s is None else deadline_s, bulk=bulk)
+        entries = [_Entry(query, call, position) for position, query in enumerate(queries)]
+        self._check_admission(entries, call)
+        for entry in entries:
+            self._queue.add(entry)
+        self._observer.queue_changed(len(entries))
         self._schedule_dispatch()
-        return entry
+        return entries
 
-    def _refusal(self, reason: RejectReason, error: Exception) -> Exception:
-        self._observer.rejected(reason)
+    def _new_call(self, n: int, deadline_s: float, *, bulk: bool) -> _Call[R]:
+        return _Call(
+            n,
+            arrival_s=self._clock(),
+            deadline_s=deadline_s,
+            bulk=bulk,
+            done=self._loop.create_future(),
+        )
+
+    def _check_admission(self, entries: Sequence[_Entry[P, R]], call: _Call[R]) -> None:
+        n = len(entries)
+        if self._closing:
+            raise self._refusal("closing", n, NotReady("the server is shutting down"))
+        if call.deadline_s <= call.arrival_s:
+            raise self._refusal("expired", n, DeadlineExceeded("the deadline had passed on arrival"))
+        cost = sum(entry.cost for entry in entries)
+        refusal = self._queue.refusal(n=n, cost=cost, bulk=call.bulk)
+        if refusal is not None:
+            reason, why = refusal
+            raise self._refusal(reason, n, self._overloaded(f"the queue is full: {why}"))
+        answer_s = self._expected_wait_s(bulk=call.bulk) + _SEARCH_SLACK * self._expected_search_s(
+            max(entry.cost for entry in entries), self._queue.work + cost
+        )
+        if self.depth and call.arrival_s + answer_s >= call.deadline_s:
+            # It would expire, in the queue or on a lane; told now, the caller can still go elsewhere.
+            why = f"an answer takes about {answer_s * 1e3:.0f} ms, longer than the deadline allows"
+            raise self._refusal("too_late", n, self._overloaded(why))
+
+    def _refusal(self, reason: RejectReason, n: int, error: Exception) -> Exception:
+        for _ in range(n):
+            self._observer.rejected(reason)
         return error
 
     def _overloaded(self, why: str) -> Overloaded:
-        message = f"the queue is full: {why}"
         if self._seconds_per_cost is None:  # no batch has come back yet, so there is no rate to go by
-            return Overloaded(message)
-        drain_s = self._work * self._seconds_per_cost / self._limits.n_lanes
-        return Overloaded(message, retry_after_s=drain_s)
+            return Overloaded(why)
+        return Overloaded(why, retry_after_s=self._queue.work * self._seconds_per_cost / self._limits.n_lanes)
 
-    def _remove(self, entry: _Entry[P, R]) -> bool:
+    def _expected_wait_s(self, *, bulk: bool) -> float:
+        """How long a query that came now would wait for a lane; 0 while no rate is known."""
+        work = self._queue.work_before(bulk=bulk)
+        return work * (self._seconds_per_cost or 0.0) / self._limits.n_lanes
+
+    def _expected_search_s(self, cost: int, work: int) -> float:
+        """How long a batch of queries of `cost` stays on a lane when so much `work` waits."""
+        limits = self._limits
+        batch_work = max(cost, min(work, cost * limits.max_batch, limits.batch_work_limit))
+        return batch_work * (self._seconds_per_cost or 0.0)
+
+    async def _answered(self, entries: Sequence[_Entry[P, R]]) -> list[Answer[R] | Exception]:
+        call = entries[0].call
+        expiry = None
+        if call.deadline_s != _NEVER_S:
+            expiry = self._call_later(call.deadline_s - call.arrival_s, lambda: self._expire(entries))
+        try:
+            await call.done
+        finally:
+            if expiry is not None:
+                expiry.cancel()
+            if call.unfinished:  # abandoned
+                for entry in entries:
+                    self._leave(entry)
+        return [outcome for outcome in call.outcomes if outcome is not None]
+
+    def _leave(self, entry: _Entry[P, R]) -> bool:
         """Take `entry` out of the queue; False when it is not in it (any more)."""
-        group = self._groups.get(entry.query.compat)
-        if group is None or entry not in group.entries:
+        if not self._queue.remove(entry):
             return False
-        del group.entries[entry]
-        if not group.entries:
-            del self._groups[entry.query.compat]
-        self._count(entry, -1)
+        self._observer.queue_changed(-1)
+        self._note_idleness()
         return True
 
-    def _count(self, entry: _Entry[P, R], delta: Literal[-1, 1]) -> None:
-        self._depth += delta
-        self._work += delta * entry.query.cost
-        self._observer.queue_changed(delta)
-        self._note_idleness()
-
-    def _expire(self, entry: _Entry[P, R]) -> None:
-        if entry.future.done():
-            return
-        where = "in the queue" if self._remove(entry) else "while its batch was searched"
-        self._observer.rejected("expired")
-        entry.future.set_exception(DeadlineExceeded(f"the deadline passed {where}"))
+    def _expire(self, entries: Sequence[_Entry[P, R]]) -> None:
+        for entry in entries:
+            if not entry.is_settled:
+                where = "in the queue" if self._leave(entry) else "while its batch was searched"
+                self._observer.rejected("expired")
+                entry.settle(DeadlineExceeded(f"the deadline passed {where}"))
 
     # Dispatch: who goes next, and when.
 
@@ -268,57 +392,66 @@ class Batcher(Generic[P, R]):
         if self._fill_timer is not None:
             self._fill_timer.cancel()
             self._fill_timer = None
-        while self._free_lanes and self._groups:
+        while self.depth and (lane := self._rotation.next_lane()) is not None:
             now_s = self._clock()
-            due = [(group, reason) for group in self._groups.values() if (reason := self._due(group, now_s))]
-            if not due:
+            group = self._queue.next_group(lambda group: self._due(group, now_s) is not None)  # noqa: B023
+            if group is None:
                 self._start_fill_timer(now_s)
                 return
-            group, reason = min(due, key=lambda pair: pair[0].oldest_arrival_s)
+            reason = self._due(group, now_s)
+            assert reason is not None
             batch = self._take(group, now_s)
             if batch:
-                self._start(batch, reason)
+                self._start(lane, batch, reason)
 
-    def _due(self, group: _Group[P, R], now_s: float) -> DispatchReason | None:
-        if len(group.entries) >= self._limits.max_batch:
+    def _due(self, group: Group[_Entry[P, R]], now_s: float) -> DispatchReason | None:
+        limits = self._limits
+        if len(group.waiters) >= limits.max_batch or group.work >= limits.batch_work_limit:
             return "full"
         if self._closing:
             return "closing"
-        if self._limits.batch_wait_s == 0:
+        if limits.batch_wait_s == 0:
             return "lane_free"
-        waited_s = now_s - group.oldest_arrival_s
-        return "fill_timer" if waited_s >= self._limits.batch_wait_s - _TIMER_SLACK_S else None
+        waited_s = now_s - group.oldest.arrival_s
+        return "fill_timer" if waited_s >= limits.batch_wait_s - _TIMER_SLACK_S else None
 
     def _start_fill_timer(self, now_s: float) -> None:
-        oldest_s = min(group.oldest_arrival_s for group in self._groups.values())
+        oldest_s = min(group.oldest.arrival_s for group in self._queue.groups())
         self._fill_timer = self._call_later(
             oldest_s + self._limits.batch_wait_s - now_s, self._schedule_dispatch
         )
 
-    def _take(self, group: _Group[P, R], now_s: float) -> list[_Entry[P, R]]:
-        """Up to a batch from the front of `group`, without those whose deadline has passed.
+    def _take(self, group: Group[_Entry[P, R]], now_s: float) -> list[_Entry[P, R]]:
+        """Up to a batch from the front of `group`, without those whose deadline would pass on the lane.
 
-        A blocked loop runs timers late, so the deadline is looked at here too.
+        The last one is tried in any case: the expectation may be wrong, and only a search corrects it.
         """
         batch: list[_Entry[P, R]] = []
-        while group.entries and len(batch) < self._limits.max_batch:
-            entry = next(iter(group.entries))
-            if entry.deadline_s <= now_s:
-                self._expire(entry)
-            else:
-                self._remove(entry)
-                batch.append(entry)
+        work = 0
+        done_s = now_s + self._expected_search_s(group.oldest.cost, group.work)
+        while group.waiters and len(batch) < self._limits.max_batch:
+            entry = group.oldest
+            if entry.call.deadline_s <= (done_s if len(group.waiters) > 1 else now_s):
+                self._expire([entry])
+                continue
+            if batch and work + entry.cost > self._limits.batch_work_limit:
+                break
+            self._leave(entry)
+            batch.append(entry)
+            work += entry.cost
+        self._queue.dispatched(work, bulk=group.bulk)
         return batch
 
     # On a lane and back.
 
-    def _start(self, batch: list[_Entry[P, R]], reason: DispatchReason) -> None:
-        lane = self._free_lanes.pop()
+    def _start(self, lane: int, batch: list[_Entry[P, R]], reason: DispatchReason) -> None:
+        self._rotation.take(lane)
         started_s = self._clock()
         self._observer.lanes_changed(+1)
         self._observer.dispatched(len(batch), reason)
-        for entry in batch:
-            self._observer.waited(started_s - entry.arrival_s)
+        if reason != "shadow":
+            for entry in batch:
+                self._observer.waited(started_s - entry.arrival_s)
         results: list[R] = []
         queries = [entry.query for entry in batch]
 
@@ -327,32 +460,33 @@ class Batcher(Generic[P, R]):
             if len(results) != len(queries):
                 raise InternalError(f"the engine gave {len(results)} results for {len(queries)} queries")
 
-        self._lanes[lane].run(search, lambda error: self._finish(lane, batch, started_s, results, error))
-
-    def _finish(
-        self,
-        lane: int,
-        batch: list[_Entry[P, R]],
-        started_s: float,
-        results: list[R],
-        error: BaseException | None,
-    ) -> None:
-        search_s = self._clock() - started_s
-        self._free_lanes.append(lane)
-        self._observer.lanes_changed(-1)
-        self._observer.searched(search_s)
-        if error is None:
-            self._learn_rate(search_s, sum(entry.query.cost for entry in batch))
-        for position, entry in enumerate(batch):
-            if entry.future.done():  # expired or abandoned on the lane
-                continue
-            if error is not None:
-                entry.future.set_exception(fresh_error(error))
-            else:
+        def finish(error: BaseException | None) -> None:
+            search_s = self._clock() - started_s
+            self._give_back(lane, succeeded=error is None)
+            if reason != "shadow":
+                self._observer.searched(search_s)
+            if error is None and reason != "shadow":
+                self._learn_rate(search_s, sum(entry.cost for entry in batch))
+            for position, entry in enumerate(batch):
+                if entry.is_settled:  # expired or abandoned on the lane
+                    continue
                 queue_s = started_s - entry.arrival_s
-                entry.future.set_result(Answer(results[position], queue_s, search_s, len(batch)))
-        self._note_idleness()
-        self._schedule_dispatch()
+                entry.settle(
+                    fresh_error(error)
+                    if error is not None
+                    else Answer(results[position], queue_s, search_s, len(batch), reason)
+                )
+            self._note_idleness()
+            self._schedule_dispatch()
+
+        self._lanes[lane].run(search, finish)
+
+    def _give_back(self, lane: int, *, succeeded: bool) -> None:
+        before = self._rotation.n_proven
+        self._rotation.give_back(lane, succeeded=succeeded)
+        self._observer.lanes_changed(-1)
+        if self._on_lanes is not None and self._rotation.n_proven != before:
+            self._on_lanes(self._rotation.n_proven)
 
     def _learn_rate(self, search_s: float, cost: int) -> None:
         seconds_per_cost = search_s / max(cost, 1)
@@ -362,5 +496,5 @@ class Batcher(Generic[P, R]):
             self._seconds_per_cost += _RATE_SMOOTHING * (seconds_per_cost - self._seconds_per_cost)
 
     def _note_idleness(self) -> None:
-        if not self._depth and not self.lanes_busy:
+        if not self.depth and not self.lanes_busy:
             self._idle.set()

@@ -7,6 +7,8 @@
     ├── UnknownSignature              TF Serving's Predict names a signature that is not served
     ├── Unauthenticated               no credential, or one nobody issued
     ├── PermissionDenied              a good credential that does not allow this
+    ├── FailedPrecondition            well formed, but not in the present state of the models
+    ├── NotEnoughMemory               a version would not fit beside those that serve
     └── InternalError                 a bug of ours: the log has it, the answer only its request id
 
 gRPC codes are kept as names (``grpc.StatusCode[row.grpc_code]``), so that only the transports
@@ -23,6 +25,7 @@ from nann.engine.errors import (
     ArtifactError,
     BackendError,
     DeadlineExceeded,
+    DeviceLost,
     InvalidQuery,
     NotFound,
     NotReady,
@@ -40,7 +43,9 @@ __all__ = [
     "ERROR_TABLE",
     "INTERNAL",
     "ErrorRow",
+    "FailedPrecondition",
     "InternalError",
+    "NotEnoughMemory",
     "PayloadTooLarge",
     "PermissionDenied",
     "Unauthenticated",
@@ -66,6 +71,14 @@ class Unauthenticated(RetrievalError):
 
 class PermissionDenied(RetrievalError):
     """The caller is known and not allowed to do this."""
+
+
+class FailedPrecondition(RetrievalError):
+    """A change of what is served asks for what is not so, such as a label on a version that is not loaded."""
+
+
+class NotEnoughMemory(RetrievalError):
+    """A version is not loaded because it would not fit into memory beside those that serve."""
 
 
 class InternalError(RetrievalError):
@@ -102,11 +115,14 @@ ERROR_TABLE: Final[dict[type[RetrievalError], ErrorRow]] = {
     Unsupported: _row("unsupported", 501, "UNIMPLEMENTED"),
     Unauthenticated: _row("unauthenticated", 401, "UNAUTHENTICATED"),
     PermissionDenied: _row("permission_denied", 403, "PERMISSION_DENIED"),
+    FailedPrecondition: _row("failed_precondition", 400, "FAILED_PRECONDITION"),
+    NotEnoughMemory: _row("not_enough_memory", 503, "RESOURCE_EXHAUSTED"),
     Overloaded: _row("overloaded", 429, "RESOURCE_EXHAUSTED", tf=(503, "UNAVAILABLE")),
     DeadlineExceeded: _row("deadline_exceeded", 504, "DEADLINE_EXCEEDED"),
     Unavailable: _row("unavailable", 503, "UNAVAILABLE"),
     NotReady: _row("not_ready", 503, "UNAVAILABLE"),
     BackendError: _row("backend_error", 503, "UNAVAILABLE"),
+    DeviceLost: _row("device_lost", 503, "UNAVAILABLE"),
     # Ends the process at start and refuses the swap later; a request never meets it.
     ArtifactError: _row("artifact_error", 500, "INTERNAL"),
     InternalError: INTERNAL,
@@ -141,7 +157,7 @@ def fresh_error(error: BaseException) -> RetrievalError:
     """
     fresh: RetrievalError
     if isinstance(error, BackendError):
-        fresh = BackendError(str(error))
+        fresh = type(error)(str(error))
     else:
         fresh = InternalError(f"{type(error).__name__}: {error}")
     fresh.__cause__ = error

@@ -66,6 +66,7 @@ class Lane:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
+            del job  # with all it refers to, which may be the last of a version that is unloaded
 
     def _report(self, finish: Callable[[BaseException | None], None], error: BaseException | None) -> None:
         try:

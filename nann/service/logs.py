@@ -7,15 +7,29 @@ every line written while that request runs, whichever task writes it.
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 import structlog
 
-__all__ = ["configure_logging", "get_logger", "new_request_id", "request_context"]
+__all__ = [
+    "bind_caller",
+    "caller_context",
+    "configure_logging",
+    "get_logger",
+    "new_request_id",
+    "request_context",
+]
+
+# W3C Trace Context, "traceparent": version, trace id, parent id, flags. Of a version we do not know, what it
+# shares with this one counts, as the recommendation says.
+_TRACEPARENT: Final = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(-.*)?"
+)
 
 
 def configure_logging(*, level: str, log_format: str, stream: TextIO | None = None) -> None:
@@ -33,7 +47,7 @@ def configure_logging(*, level: str, log_format: str, stream: TextIO | None = No
         structlog.processors.TimeStamper(fmt="iso", utc=not on_console),
     ]
     renderer: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+        [_console(colors=stream.isatty())]
         if on_console
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
@@ -61,6 +75,11 @@ def configure_logging(*, level: str, log_format: str, stream: TextIO | None = No
     )
 
 
+def _console(*, colors: bool) -> structlog.dev.ConsoleRenderer:
+    # Its default shows the local variables of every frame, and with them histories and keys.
+    return structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
+
+
 def get_logger(name: str) -> Any:
     """A structured logger: ``log.info("event words", key=value)``."""
     return structlog.stdlib.get_logger(name)
@@ -72,7 +91,22 @@ def new_request_id() -> str:
 
 
 @contextmanager
-def request_context(request_id: str) -> Iterator[None]:
-    """Put `request_id` on every log line written inside the block."""
-    with structlog.contextvars.bound_contextvars(request_id=request_id):
+def request_context(request_id: str, traceparent: str | None = None) -> Iterator[None]:
+    """Put `request_id` on every log line written inside the block, and the ids of the caller's trace."""
+    ids = {"request_id": request_id}
+    if traceparent is not None and (trace := _TRACEPARENT.fullmatch(traceparent)):
+        ids |= {"trace_id": trace[1], "parent_id": trace[2]}
+    with structlog.contextvars.bound_contextvars(**ids):
         yield
+
+
+@contextmanager
+def caller_context(name: str) -> Iterator[None]:
+    """Put the name of the caller's API key on every log line written inside the block."""
+    with structlog.contextvars.bound_contextvars(caller=name):
+        yield
+
+
+def bind_caller(name: str) -> None:
+    """The same for the rest of this task."""
+    structlog.contextvars.bind_contextvars(caller=name)

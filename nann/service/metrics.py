@@ -6,7 +6,8 @@ No user or item id is ever a label, and a model name is one only if that model i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Final
+from contextlib import suppress
+from typing import Final, Literal, TypeAlias, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -22,7 +23,14 @@ from prometheus_client.registry import Collector
 
 from nann.service.batcher import BatchObserver, DispatchReason, RejectReason
 
-__all__ = ["LATENCY_BUCKETS_S", "UNKNOWN_MODEL", "Metrics"]
+__all__ = [
+    "LATENCY_BUCKETS_S",
+    "OTHER_PROFILE",
+    "UNKNOWN_MODEL",
+    "Metrics",
+    "ShadowOutcome",
+    "StoreOperation",
+]
 
 # reference/operations-and-peers.md: the default buckets cannot resolve a service of 1 to 50 ms.
 LATENCY_BUCKETS_S: Final = (
@@ -34,7 +42,12 @@ _LOAD_BUCKETS_S: Final = (1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0, 6
 _BATCH_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 _ITEMS_BUCKETS: Final = (100, 250, 500, 1e3, 2.5e3, 5e3, 1e4, 2.5e4, 5e4, 1e5, 1e6, 1e7)
 _STEPS_BUCKETS: Final = (1, 2, 4, 6, 8, 12, 16, 24, 32, 64, 128)
+_RECALL_BUCKETS: Final = (0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999, 1.0)
 UNKNOWN_MODEL: Final = "unknown"
+OTHER_PROFILE: Final = "other"
+
+StoreOperation: TypeAlias = Literal["read", "append", "delete"]
+ShadowOutcome: TypeAlias = Literal["measured", "in_flight", "busy", "too_large", "failed"]
 
 
 class _Compilations(Collector):
@@ -100,8 +113,46 @@ class Metrics:
             "nann_search_steps", "Calls of the model that one query took part in.", _STEPS_BUCKETS
         )
         self._rejected = counter("nann_rejected_total", "Queries refused or expired, by reason.", "reason")
+        for reason in get_args(RejectReason):  # each shows 0, so that an alert sees the first rise
+            self._rejected.labels(reason)
         self._lanes_busy = gauge("nann_lanes_busy", "Lanes that are searching.")
-        self._model_ready = gauge("nann_model_ready", "1 when the version takes queries.", "model", "version")
+        self._lanes_doubted = gauge(
+            "nann_lanes_doubted",
+            "Lanes out of the rotation since a search failed on their device.",
+            "model",
+            "version",
+        )
+        self._store_duration = histogram(
+            "nann_user_store_duration_seconds",
+            "Time of a call that the user store carried out.",
+            LATENCY_BUCKETS_S,
+            "operation",
+        )
+        self._store_failures = counter(
+            "nann_user_store_failures_total", "Calls that the user store did not carry out.", "operation"
+        )
+        self._shadow_recall = histogram(
+            "nann_shadow_recall",
+            "Recall of sampled answers against an exhaustive search under the same model.",
+            _RECALL_BUCKETS,
+            *("model", "profile"),
+        )
+        self._shadow_samples = counter(
+            "nann_shadow_samples_total",
+            "Answers sampled for nann_shadow_recall, by what came of them.",
+            *("model", "outcome"),
+        )
+        self._measured_recall = gauge(
+            "nann_model_measured_recall",
+            "Recall of the profile balanced when the version was evaluated.",
+            *("model", "version"),
+        )
+        self._model_ready = gauge(
+            "nann_model_ready", "1 when the version takes queries, 0 when it should.", "model", "version"
+        )
+        self._load_failures = counter(
+            "nann_model_load_failures_total", "Versions that could not be loaded.", "model"
+        )
         self._load_duration = histogram(
             "nann_model_load_duration_seconds", "Reading, verifying and warming a version.", _LOAD_BUCKETS_S
         )
@@ -134,22 +185,63 @@ class Metrics:
         self._items_scored.observe(n_scored)
         self._search_steps.observe(steps)
 
+    def version_loading(self, model: str, version: int) -> None:
+        """A version is being loaded; it stays at 0 when that fails."""
+        self._model_ready.labels(model, str(version)).set(0)
+        self._load_failures.labels(model)  # shows 0 from the start, so that an alert sees the first rise
+
+    def load_failed(self, model: str, version: int) -> None:
+        """A version could not be loaded."""
+        self._load_failures.labels(model).inc()
+
+    def shadow_sampled(self, model: str, outcome: ShadowOutcome) -> None:
+        """An answer was sampled, and this came of it."""
+        self._shadow_samples.labels(model, outcome).inc()
+
+    def observe_shadow_recall(self, model: str, profile: str, recall: float) -> None:
+        """The recall of one sampled answer."""
+        self._shadow_recall.labels(model, profile).observe(recall)
+
+    def store_answered(self, operation: StoreOperation, duration_s: float) -> None:
+        """The user store carried out a call."""
+        self._store_duration.labels(operation).observe(duration_s)
+
+    def store_failed(self, operation: StoreOperation) -> None:
+        """The user store did not carry out a call."""
+        self._store_failures.labels(operation).inc()
+
     def version_ready(
-        self, model: str, version: int, *, n_items: int, load_s: float, compilations: Callable[[], int]
+        self,
+        model: str,
+        version: int,
+        *,
+        n_items: int,
+        load_s: float,
+        compilations: Callable[[], int],
+        measured_recall: float | None = None,
     ) -> None:
-        """A version was loaded, warmed and takes queries from now on."""
+        """A version was loaded, warmed and takes queries from now on; `measured_recall` as published."""
+        if measured_recall is not None:
+            self._measured_recall.labels(model, str(version)).set(measured_recall)
         self._load_duration.observe(load_s)
         self._model_ready.labels(model, str(version)).set(1)
+        self._lanes_doubted.labels(model, str(version)).set(0)
         self._index_sizes[model, version] = n_items
         self._index_items.set(sum(self._index_sizes.values()))
         self._compilation_counts[model, version] = compilations
 
+    def lanes_changed(self, model: str, version: int, *, doubted: int) -> None:
+        """So many lanes of a version wait for a search that proves them."""
+        self._lanes_doubted.labels(model, str(version)).set(doubted)
+
     def version_gone(self, model: str, version: int) -> None:
-        """A version takes no queries any more."""
-        self._model_ready.labels(model, str(version)).set(0)
-        del self._index_sizes[model, version]
-        self._index_items.set(sum(self._index_sizes.values()))
-        self._compilations.retire((model, version))
+        """A version takes no queries any more, and is not wanted to: its series end."""
+        for gauge in (self._model_ready, self._lanes_doubted, self._measured_recall):
+            with suppress(KeyError):  # prometheus_client's word for: there is none
+                gauge.remove(model, str(version))
+        if self._index_sizes.pop((model, version), None) is not None:
+            self._index_items.set(sum(self._index_sizes.values()))
+            self._compilations.retire((model, version))
 
     def batch_observer(self, model: str) -> BatchObserver:
         """What a batcher of `model` reports to."""

@@ -1,259 +1,278 @@
-"""The model versions this process serves: found in the repository, loaded, warmed, then published.
+"""The model versions this process serves: found, loaded, warmed, published, and unloaded in the end.
+
+    source ──> wanted versions ──> load newest first, beside what serves ──> publish ──> unload the others
+    (thread)   (policy)            (thread of low priority)                  one assignment on the loop
 
 A version is published by one assignment on the event loop, after its warm-up; until then nobody can
-reach it. Whoever uses a version holds a lease on it, and a version goes away only when its last
-lease is given back: the seam for swapping versions under traffic.
+reach it. Whoever uses a version holds a lease on it, and a version goes away only when its last lease is
+given back. A load that fails changes nothing but the status: what served goes on serving.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from nann.engine.errors import (
     ArtifactError,
     InvalidQuery,
     NotReady,
+    RetrievalError,
+    Unavailable,
     UnknownLabel,
     UnknownModel,
     UnknownVersion,
 )
-from nann.engine.types import SearchParams
-from nann.service.batcher import Batcher, BatcherLimits
-from nann.service.errors import error_row
-from nann.service.lane import Lane
+from nann.service.errors import FailedPrecondition, PermissionDenied, error_row
 from nann.service.logs import get_logger
 from nann.service.metrics import Metrics
-from nann.service.settings import Settings, SettingsError
-from nann.service.types import ModelMetadata, VersionState, VersionStatus
-
-if TYPE_CHECKING:
-    from nann.engine.search_engine import PreparedQuery, SearchEngine
-    from nann.engine.types import Hits
+from nann.service.served_version import ServedVersion
+from nann.service.settings import Settings
+from nann.service.types import ModelConfig, VersionStatus
+from nann.service.version_loader import LoadEngine, VersionLoader, engine_loader
+from nann.service.version_slots import LaneListener, Slot, VersionSlots
+from nann.service.version_source import (
+    Found,
+    ModelSource,
+    configured_source,
+    find_newest_versions,
+    fixed_source,
+    scan,
+)
 
 __all__ = ["LoadEngine", "Registry", "ServedVersion", "engine_loader", "find_newest_versions"]
 
-LoadEngine = Callable[[Path], "SearchEngine"]
-_USUAL_PROFILE = "balanced"
-
 log = get_logger(__name__)
-
-
-def engine_loader(settings: Settings) -> LoadEngine:
-    """What loads and warms one version as `settings` say; blocking, and the first to import TensorFlow."""
-
-    def load(version_dir: Path) -> SearchEngine:
-        from nann.engine.search_engine import SearchEngine
-
-        engine = SearchEngine.load(
-            version_dir,
-            device="cpu" if settings.device == "auto" else settings.device,
-            lanes=settings.lanes,
-            max_batch=settings.max_batch_size,
-            verify=settings.verify,
-            xla_cache_dir=settings.xla_cache_dir,
-            max_k=settings.max_k,
-            intra_op_threads=settings.intra_op_threads,
-        )
-        if not engine.warm_up().bit_equal:
-            log.warning(
-                "scores depend on the shape they are computed in: equal queries may get unequal answers",
-                model=engine.manifest.model_name,
-            )
-        return engine
-
-    return load
-
-
-def find_newest_versions(repository: Path, model: str | None) -> dict[str, tuple[int, Path]]:
-    """The newest version of `model`, or of every model, by name: number and directory.
-
-    Raises:
-        ArtifactError: the repository, the model in it, or a version of that is not there.
-    """
-    if not repository.is_dir():
-        raise ArtifactError(str(repository), expected="a model repository", found="no directory")
-    names = (
-        [model] if model is not None else sorted(path.name for path in repository.iterdir() if path.is_dir())
-    )
-    newest: dict[str, tuple[int, Path]] = {}
-    for name in names:
-        directory = repository / name
-        if not directory.is_dir():
-            raise ArtifactError(str(directory), expected="a model directory", found="no directory")
-        # A version under construction has a name that is no number (the contract's atomic publish).
-        versions = [(int(path.name), path) for path in directory.iterdir() if _is_version(path)]
-        if versions:
-            newest[name] = max(versions)
-        elif model is not None:
-            raise ArtifactError(str(directory), expected="a version directory named 1, 2, …", found="none")
-    if not newest:
-        raise ArtifactError(str(repository), expected="<model>/<version>/ directories", found="none")
-    return newest
-
-
-def _is_version(path: Path) -> bool:
-    return path.is_dir() and path.name.isascii() and path.name.isdigit() and not path.name.startswith("0")
-
-
-class ServedVersion:
-    """One loaded version with its batcher and search profiles; used under `lease`."""
-
-    def __init__(
-        self,
-        name: str,
-        version: int,
-        engine: SearchEngine,
-        batcher: Batcher[PreparedQuery, Hits],
-        default_profile: str | None,
-    ) -> None:
-        self.name = name
-        self.version = version
-        self.engine = engine
-        self.batcher = batcher
-        self.profiles = _profiles(engine.profiles)
-        self.default_params = self._default_params(default_profile)
-        self._leases = 0
-        self._unused = asyncio.Event()
-
-    @property
-    def metadata(self) -> ModelMetadata:
-        """What a client must know to call this version."""
-        manifest = self.engine.manifest
-        return ModelMetadata(
-            model=self.name,
-            version=self.version,
-            num_items=manifest.num_items,
-            history_length=manifest.history_length,
-            input_dim=manifest.input_dim,
-            item_id_type=manifest.item_id_type,
-            user_id_type=manifest.user_id_type,
-            profiles=tuple(sorted(self.profiles)),
-        )
-
-    @contextmanager
-    def lease(self) -> Iterator[ServedVersion]:
-        """Keep this version alive while the block runs."""
-        self._leases += 1
-        try:
-            yield self
-        finally:
-            self._leases -= 1
-            if not self._leases:
-                self._unused.set()
-
-    async def close(self) -> None:
-        """Wait for the last lease, finish what is queued, free the engine. No lease may follow."""
-        while self._leases:
-            self._unused.clear()
-            await self._unused.wait()
-        await self.batcher.close()
-        self.engine.close()
-
-    def _default_params(self, default_profile: str | None) -> SearchParams:
-        if default_profile is None:
-            return self.profiles.get(_USUAL_PROFILE, SearchParams())
-        if default_profile not in self.profiles:
-            raise SettingsError(
-                f"--default-profile {default_profile}: {self.name} version {self.version} has only "
-                + ", ".join(sorted(self.profiles))
-            )
-        return self.profiles[default_profile]
-
-
-def _profiles(profiles: Mapping[str, Mapping[str, Any]]) -> dict[str, SearchParams]:
-    try:
-        return {
-            name: SearchParams(**{**fields, "level_topn": tuple(fields.get("level_topn", ()))})
-            for name, fields in profiles.items()
-        }
-    except TypeError as error:
-        raise ArtifactError(
-            "manifest.json", expected="profiles of SearchParams fields", found=str(error)
-        ) from None
-
-
-@dataclass(slots=True)
-class _Slot:
-    """Where one version is in its life; `served` from AVAILABLE until it is unloaded."""
-
-    path: Path
-    state: VersionState = "START"
-    error: Exception | None = None
-    served: ServedVersion | None = None
 
 
 class Registry:
     """Model versions by name and number. Lives on the event loop; loading runs on a thread."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, load_engine: LoadEngine | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        load_engine: LoadEngine | None = None,
+        *,
+        loader: VersionLoader | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._settings = settings
-        self._metrics = metrics
-        self._load_engine = load_engine or engine_loader(settings)
-        self._slots: dict[str, dict[int, _Slot]] = {}
-        self._loading_lane: Lane | None = None
+        self._loader = loader or VersionLoader(settings, load_engine)
+        self._versions = VersionSlots(settings, metrics, self._loader, clock)
+        self._slots = self._versions.by_model
+        self._labels: dict[str, Mapping[str, int]] = {}
+        self._source: ModelSource = tuple
+        self._roots: set[Path] = set()
+        self._changing = asyncio.Lock()
+        self._changes: set[asyncio.Task[list[Exception]]] = set()
+        self._closing = False
+        self._last_complaint = ""
+
+    def subscribe(self, listener: LaneListener) -> None:
+        """Call ``listener(model, version, proven=…, lanes=…)`` when lanes fall into doubt or out of it.
+
+        A version that goes away has no lanes.
+        """
+        self._versions.lane_listeners.append(listener)
+
+    # Changes of what is served
 
     async def load(self) -> None:
-        """Load and publish the newest version of every model that the settings name.
+        """Load and publish what the settings ask for.
 
         Raises:
             ArtifactError: nothing to serve, or a version is damaged.
-            SettingsError: a setting does not fit a model.
+            SettingsError: a setting does not fit a model, or the model config file is wrong.
+            FailedPrecondition: a label names a version that is not served.
             BackendError: a warm-up failed.
         """
-        newest = find_newest_versions(self._settings.repository, self._settings.model)
-        self._slots = {name: {version: _Slot(path)} for name, (version, path) in newest.items()}
-        for name, (version, _) in newest.items():
-            await self._load_version(name, version)
+        self._source = await asyncio.to_thread(configured_source, self._settings)
+        base_paths = [config.base_path for config in self._source()]
+        self._roots = {
+            path.resolve() for path in (self._settings.repository, *(p.parent for p in base_paths))
+        }
+        self._versions.logs_failures = False
+        failures = await self._change(self._reconcile(self._source, retry=True))
+        self._versions.logs_failures = True
+        if failures:
+            raise failures[0]
 
-    async def _load_version(self, name: str, version: int) -> None:
-        slot = self._slots[name][version]
-        slot.state = "LOADING"
-        log.info("loading", model=name, version=version)
-        started_s = time.monotonic()
-        self._loading_lane = lane = Lane(f"nann-load-{name}-{version}")
+    async def rescan(self) -> None:
+        """Look at the directories now, try again what failed, and return when all that is done.
+
+        Raises:
+            Unavailable: the repository cannot be read.
+            NotReady: the server is going away.
+        """
         try:
-            engine = await lane.call(lambda: self._load_engine(slot.path))
-            served = ServedVersion(
-                name, version, engine, self._make_batcher(name, engine), self._settings.default_profile
-            )
-        except Exception as error:
-            slot.state, slot.error = "END", error
-            raise
-        finally:
-            lane.close()
-        load_s = time.monotonic() - started_s
-        slot.served, slot.state = served, "AVAILABLE"
-        self._metrics.version_ready(
-            name,
-            version,
-            n_items=engine.manifest.num_items,
-            load_s=load_s,
-            compilations=lambda: engine.n_compilations,
-        )
-        log.info("loaded", model=name, version=version, load_s=round(load_s, 3))
+            await self._change(self._reconcile(self._source, retry=True))
+        except ArtifactError as error:
+            log.error("cannot look for versions", error=str(error))
+            raise Unavailable("the model repository cannot be read; the server's log says why") from error
 
-    def _make_batcher(self, name: str, engine: SearchEngine) -> Batcher[PreparedQuery, Hits]:
-        limits = BatcherLimits(
-            n_lanes=engine.n_lanes,
-            max_batch=engine.max_batch,
-            queue_limit=self._settings.queue_limit,
-            queue_work_limit=self._settings.queue_work_limit,
-            batch_wait_s=self._settings.batch_wait_ms / 1e3,
-        )
-        return Batcher(engine.search, limits, observer=self._metrics.batch_observer(name))
+    async def reload(self, configs: Sequence[ModelConfig]) -> None:
+        """Serve these models from now on, and no others; returns when their versions are there.
+
+        Raises:
+            PermissionDenied: a base path lies elsewhere than what was configured at start.
+            FailedPrecondition: a model has no version its policy asks for (nothing has changed then), or
+                a label names a version that is not served (the model's labels are as before).
+            Unavailable: a version did not load; what served goes on.
+            NotReady: the server is going away.
+        """
+        source = fixed_source(configs, self._settings.repository)
+
+        async def change() -> list[Exception]:
+            await asyncio.to_thread(self._check_roots, source())
+            for found in await asyncio.to_thread(scan, source):
+                self._check_found(found)
+            self._source = source
+            return await self._reconcile(source, retry=True)
+
+        failures = await self._change(change())
+        if failures:
+            first = failures[0]
+            if isinstance(first, FailedPrecondition):
+                raise first
+            failed = ", ".join(
+                f"{name} version {status.version}: {status.error_message}"
+                for name in self._slots
+                for status in self.status(name)
+                if status.error_message
+            )
+            raise Unavailable(f"Some models did not become available: {{{failed}}}")
+
+    def _check_found(self, found: Found) -> None:
+        name = found.config.name
+        if found.error is not None:
+            raise FailedPrecondition(_public(found.error, name, found.config.base_path))
+        for version in found.wanted:
+            slot = self._slots.get(name, {}).get(version)
+            if slot is not None and slot.served is not None and slot.path != found.versions[version]:
+                raise FailedPrecondition(
+                    f"version {version} of model {name} is served from elsewhere; give the new one another"
+                )
+
+    def _check_roots(self, configs: Sequence[ModelConfig]) -> None:
+        """Whoever may call must not make the server read whatever directory it can."""
+        for config in configs:
+            if not any(config.base_path.resolve().is_relative_to(root) for root in self._roots):
+                raise PermissionDenied(f"model {config.name}: its base_path is outside of the repository")
+
+    async def keep_watching(
+        self, *, sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep
+    ) -> None:
+        """Look at the directories every `poll_interval_s`; runs until cancelled."""
+        while True:
+            await sleep(self._settings.poll_interval_s)
+            try:
+                failures = await self._change(self._reconcile(self._source, retry=False))
+            except RetrievalError as error:
+                failures = [error]
+            # Not every second the same line, for as long as a volume is away.
+            complaint = "; ".join(map(str, failures))
+            if complaint and complaint != self._last_complaint:
+                log.warning("what should be served is not all there; what serves goes on", error=complaint)
+            self._last_complaint = complaint
+
+    async def _change(self, work: Coroutine[Any, Any, list[Exception]]) -> list[Exception]:
+        """Run `work` after the changes before it, to its end even when the caller has gone."""
+
+        async def in_turn() -> list[Exception]:
+            async with self._changing:
+                return await work
+
+        if self._closing:
+            work.close()
+            raise NotReady("the server is going away")
+        task = asyncio.create_task(in_turn())
+        self._changes.add(task)
+
+        def ended(task: asyncio.Task[list[Exception]]) -> None:
+            self._changes.discard(task)
+            work.close()  # it has not begun where it was cancelled before its turn
+            if not task.cancelled():
+                task.exception()  # heard, though its caller may have gone
+
+        task.add_done_callback(ended)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if self._closing and task.cancelled():
+                raise NotReady("the server is going away") from None
+            raise
+
+    async def _reconcile(self, source: ModelSource, *, retry: bool) -> list[Exception]:
+        """Bring what is served to what `source` asks for; what went wrong on the way."""
+        there = await asyncio.to_thread(scan, source)
+        for name in self._slots.keys() - {found.config.name for found in there}:
+            self._versions.retire(name)
+            self._labels.pop(name, None)
+        for found in there:
+            slots = self._slots.setdefault(found.config.name, {})
+            for version in found.wanted:
+                slots.setdefault(version, Slot(found.versions[version]))
+        failures: list[Exception] = []
+        for found in there:
+            failures += await self._bring_to(found, retry=retry)
+            failures += self._assign_labels(found.config)
+        return failures
+
+    async def _bring_to(self, found: Found, *, retry: bool) -> list[Exception]:
+        """Load what is wanted of one model and unload the rest, but never its last version for nothing."""
+        name = found.config.name
+        slots = self._slots[name]
+        if found.error is not None:
+            # An unmounted volume looks empty too, and whoever wants a model gone takes its directory away.
+            return [found.error]
+        self._versions.forget_ended(name, keep=found.versions)
+        wanted = found.wanted
+        missing = [
+            version
+            for version in sorted(wanted, reverse=True)
+            if self._versions.is_due(name, version, retry=retry)
+        ]
+        outdated = [version for version, slot in slots.items() if slot.served and version not in wanted]
+        failures: list[Exception] = []
+        if missing and outdated and self._settings.swap_order == "unload-first":
+            failures += await self._versions.verify(name, found.versions, missing)
+            missing = [version for version in missing if slots[version].error is None]
+            if missing:
+                await asyncio.gather(*(self._versions.unload(name, version) for version in outdated))
+        for version in missing:
+            failures += await self._versions.load(name, version, found.versions[version])
+        if any(slot.served for version, slot in slots.items() if version in wanted):
+            for version in outdated:
+                self._versions.unload_soon(name, version)
+        elif missing and not any(slot.served for slot in slots.values()):
+            for version in sorted(outdated, reverse=True):
+                if not await self._versions.load(name, version, slots[version].path):
+                    break
+        return failures
+
+    def _assign_labels(self, config: ModelConfig) -> list[Exception]:
+        slots = self._slots.get(config.name, {})
+        for version in config.labels.values():
+            if version not in slots or slots[version].served is None:
+                return [
+                    FailedPrecondition(
+                        f"Request to assign label to version {version} of model {config.name}, "
+                        "which is not currently available for inference"
+                    )
+                ]
+        self._labels[config.name] = config.labels
+        return []
 
     # Questions
 
     @property
     def loading(self) -> bool:
         """True while a thread loads a version (it cannot be interrupted)."""
-        return self._loading_lane is not None and self._loading_lane.busy
+        return self._loader.busy
 
     def models(self) -> tuple[str, ...]:
         """Names of all models, loading ones too."""
@@ -280,25 +299,24 @@ class Registry:
 
         Raises:
             UnknownModel, UnknownVersion, UnknownLabel: there is no such thing here.
-            NotReady: there is, and it is not available (yet, or any more).
+            NotReady: there is, and it is not available yet, or none is any more.
             InvalidQuery: no model is named and several are served.
         """
         name = model if model is not None else self.default_model
         slots = self._slots_of(name, version, label)
         available = [slot.served for slot in slots.values() if slot.served is not None]
-        if not available:
-            states = ", ".join(f"version {number} is {slot.state}" for number, slot in slots.items())
-            raise NotReady(f"model {name!r} is not available: {states}")
-        return max(available, key=lambda served: served.version)
+        if available:
+            return max(available, key=lambda served: served.version)
+        states = ", ".join(f"version {number} is {slot.state}" for number, slot in slots.items())
+        if slots is not self._slots[name] and all(
+            slot.state in ("UNLOADING", "END") for slot in slots.values()
+        ):
+            raise UnknownVersion(f"model {name!r}: {states}")
+        raise NotReady(f"model {name!r} is not available: {states or 'it has no version'}")
 
     def all_served(self) -> Sequence[ServedVersion]:
         """Every available version."""
-        return [
-            slot.served
-            for slots in self._slots.values()
-            for slot in slots.values()
-            if slot.served is not None
-        ]
+        return self._versions.served()
 
     def status(
         self, model: str, *, version: int | None = None, label: str | None = None
@@ -308,17 +326,23 @@ class Registry:
         return [
             VersionStatus(number, slot.state)
             if slot.error is None
-            else VersionStatus(number, slot.state, error_row(slot.error).tf_grpc_code, str(slot.error))
+            else VersionStatus(
+                number,
+                slot.state,
+                error_row(slot.error).tf_grpc_code,
+                _public(slot.error, model, slot.path.parent),
+            )
             for number, slot in sorted(slots.items(), reverse=True)
         ]
 
-    def _slots_of(self, model: str, version: int | None, label: str | None) -> dict[int, _Slot]:
+    def _slots_of(self, model: str, version: int | None, label: str | None) -> dict[int, Slot]:
         if model not in self._slots:
             self._refuse_model(model)
         slots = self._slots[model]
         if label is not None:
-            # Labels are assigned by whoever swaps versions; with the newest alone served there are none.
-            raise UnknownLabel(f"model {model!r} has no version label {label!r}")
+            version = self._labels.get(model, {}).get(label)
+            if version is None:
+                raise UnknownLabel(f"Unrecognized servable version label: {label}")
         if version is None:
             return slots
         if version not in slots:
@@ -331,13 +355,23 @@ class Registry:
             raise NotReady("no model has been loaded yet")
         raise UnknownModel(f"no model {model!r} here, only {', '.join(sorted(self._slots))}")
 
+    # The end
+
+    def refuse_changes(self) -> None:
+        """Begin no further change, and give up on the one that runs: the server is going away."""
+        self._closing = True
+        for task in self._changes:
+            task.cancel()
+
     async def close(self) -> None:
         """Unpublish every version, finish the queries that hold one, and free it."""
-        for name, slots in self._slots.items():
-            for version, slot in slots.items():
-                if slot.served is None:
-                    continue
-                served, slot.served, slot.state = slot.served, None, "UNLOADING"
-                self._metrics.version_gone(name, version)
-                await served.close()
-                slot.state = "END"
+        self.refuse_changes()
+        await asyncio.gather(*self._changes, return_exceptions=True)
+        await self._versions.close()
+
+
+def _public(error: Exception, model: str, base_path: Path) -> str:
+    """What a caller may read of a failed load: no path but that inside the model's own directory."""
+    if error_row(error).code == "internal":
+        return "internal error; the server's log has it"
+    return str(error).replace(str(base_path), model)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from nann.engine.errors import BackendError, InvalidQuery, NotReady, RetrievalError
+from nann.engine.errors import BackendError, InvalidQuery, NotReady, RetrievalError, Unavailable
 from nann.engine.types import ItemId, Note, Query, UserId
 from nann.service.errors import InternalError
 from nann.service.health import Health
@@ -17,7 +22,15 @@ from nann.service.metrics import Metrics
 from nann.service.params import result_size, search_params
 from nann.service.registry import Registry, ServedVersion
 from nann.service.settings import Settings
-from nann.service.types import ModelMetadata, RetrieveReply, RetrieveRequest, UserProfile, VersionStatus
+from nann.service.shadow import ShadowSampler
+from nann.service.types import (
+    ModelConfig,
+    ModelMetadata,
+    RetrieveReply,
+    RetrieveRequest,
+    UserProfile,
+    VersionStatus,
+)
 from nann.service.user_store import UserStore
 from nann.service.users import LiveLookup, UserHistories
 
@@ -29,6 +42,18 @@ if TYPE_CHECKING:
 __all__ = ["RetrievalService"]
 
 log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """One request as far as it goes without a lane."""
+
+    served: ServedVersion
+    query: Query
+    prepared: PreparedQuery
+    notes: tuple[Note, ...]
+    arrival_s: float
+    deadline_s: float
 
 
 class RetrievalService:
@@ -45,10 +70,11 @@ class RetrievalService:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
-        self._users = UserHistories(store)
+        self._users = UserHistories(store, metrics)
         self._settings = settings
-        self._health = health
+        registry.subscribe(health.lanes_changed)
         self._metrics = metrics
+        self._shadow = ShadowSampler(settings, metrics)
         self._clock = clock
 
     # Retrieval
@@ -62,65 +88,131 @@ class RetrievalService:
         """
         arrival_s = self._clock()
         live = await self._users.live([] if request.user_id is None else [request.user_id])
-        return await self._answer(request, live, arrival_s, deadline_s)
+        with ExitStack() as leases:
+            asked = await self._prepare(request, live, arrival_s, deadline_s, self._chooser(), leases)
+            if asked.prepared.known_history == 0:
+                return await self._popular(asked)
+            try:
+                answer = await asked.served.batcher.submit(asked.prepared, deadline_s=asked.deadline_s)
+            except (BackendError, InternalError) as error:
+                _log_failed_search(asked.served, error)
+                raise
+            return self._reply(asked, answer)
 
     async def retrieve_many(
-        self, requests: Sequence[RetrieveRequest], *, deadline_s: float | None = None
+        self,
+        requests: Sequence[RetrieveRequest],
+        *,
+        deadline_s: float | None = None,
+        on: ServedVersion | None = None,
     ) -> list[RetrieveReply | RetrievalError]:
         """Answer each request on its own: one result a request, in order, an error in place of a reply.
 
-        Raises `InvalidQuery` for no request or more than ``max_queries_per_call``.
+        Equal choices of a model get one version, though it be swapped meanwhile; `on` is a leased
+        version that answers all of them.
+
+        The queries wait together, behind those of `retrieve`. Raises `InvalidQuery` for no request or more
+        than ``max_queries_per_call``.
         """
         limit = self._settings.max_queries_per_call
         if not 1 <= len(requests) <= limit:
             raise InvalidQuery(f"a call holds 1 to {limit} queries, not {len(requests)}")
         arrival_s = self._clock()
         live = await self._users.live(request.user_id for request in requests if request.user_id is not None)
+        replies: dict[int, RetrieveReply | RetrievalError] = {}
+        together: defaultdict[tuple[ServedVersion, float], list[tuple[int, _Asked]]] = defaultdict(list)
+        choose = self._chooser(on)
+        with ExitStack() as leases:
+            for position, request in enumerate(requests):
+                try:
+                    asked = await self._prepare(request, live, arrival_s, deadline_s, choose, leases)
+                    if asked.prepared.known_history == 0:
+                        replies[position] = await self._popular(asked)
+                    else:
+                        together[asked.served, asked.deadline_s].append((position, asked))
+                except Exception as error:
+                    replies[position] = _alone(error)
+            for answered in await asyncio.gather(
+                *(self._search_together(served, when_s, some) for (served, when_s), some in together.items())
+            ):
+                replies |= answered
+        return [replies[position] for position in range(len(requests))]
 
-        async def answer_alone(request: RetrieveRequest) -> RetrieveReply | RetrievalError:
-            try:
-                return await self._answer(request, live, arrival_s, deadline_s)
-            except RetrievalError as error:
-                return error
-            except Exception as error:
-                log.exception("a query of a batch call failed")
-                failure = InternalError(str(error))
-                failure.__cause__ = error
-                return failure
-
-        return list(await asyncio.gather(*(answer_alone(request) for request in requests)))
-
-    async def probe(self, model: str) -> None:
-        """Run a small real search of `model`; raises what it raises. Readiness follows its outcome."""
-        with self._registry.served(model).lease() as served:
+    async def probe(self, model: str, version: int) -> None:
+        """Run a small real search on every lane of a version that is in doubt; raises what one raises."""
+        with self._registry.served(model, version=version).lease() as served:
             params = served.default_params
             popular = await asyncio.to_thread(served.engine.popular, Query(k=1, params=params, history=()))
             prepared = served.engine.check(Query(k=1, params=params, history=popular.item_ids))
-            await self._search(served, prepared, self._clock() + self._settings.default_timeout_ms / 1e3)
+            deadline_s = self._clock() + self._settings.default_timeout_ms / 1e3
+            await served.batcher.probe(prepared, deadline_s=deadline_s)
 
-    async def _answer(
-        self, request: RetrieveRequest, live: LiveLookup, arrival_s: float, deadline_s: float | None
-    ) -> RetrieveReply:
+    async def _prepare(
+        self,
+        request: RetrieveRequest,
+        live: LiveLookup,
+        arrival_s: float,
+        deadline_s: float | None,
+        choose: Callable[[RetrieveRequest], ServedVersion],
+        leases: ExitStack,
+    ) -> _Asked:
+        """All of a request that needs no lane; its version is leased until `leases` close."""
         deadline_s = self._deadline_s(request, arrival_s, deadline_s)
-        version = self._registry.served(request.model, version=request.version, label=request.label)
-        with version.lease() as served:
-            query, notes = self._query(request, live, served)
-            # An attribute filter or an include list looks at every item: too long for the event loop.
-            if query.filter is not None or query.include is not None:
-                prepared = await asyncio.to_thread(served.engine.check, query)
+        served = leases.enter_context(choose(request).lease())
+        query, notes = self._query(request, live, served)
+        # An attribute filter or an include list looks at every item: too long for the event loop.
+        if query.filter is not None or query.include is not None:
+            prepared = await asyncio.to_thread(served.engine.check, query)
+        else:
+            prepared = served.engine.check(query)
+        return _Asked(served, query, prepared, tuple(notes), arrival_s, deadline_s)
+
+    def _chooser(self, on: ServedVersion | None = None) -> Callable[[RetrieveRequest], ServedVersion]:
+        """What says which version answers a request of one call."""
+
+        @functools.cache
+        def choose(model: str | None, version: int | None, label: str | None) -> ServedVersion:
+            return on or self._registry.served(model, version=version, label=label)
+
+        return lambda request: choose(request.model, request.version, request.label)
+
+    async def _search_together(
+        self, served: ServedVersion, deadline_s: float, asked: Sequence[tuple[int, _Asked]]
+    ) -> dict[int, RetrieveReply | RetrievalError]:
+        """Replies by position to queries of one version and deadline."""
+        replies: dict[int, RetrieveReply | RetrievalError] = {}
+        try:
+            answers: Sequence[Answer[Hits] | Exception] = await served.batcher.submit_many(
+                [one.prepared for _, one in asked], deadline_s=deadline_s
+            )
+        except RetrievalError as error:
+            answers = [copy(error) for _ in asked]
+        failures = [answer for answer in answers if isinstance(answer, BackendError | InternalError)]
+        for failure in {id(failure.__cause__): failure for failure in failures}.values():  # one a batch
+            _log_failed_search(served, failure)
+        for (position, one), answer in zip(asked, answers, strict=True):
+            if isinstance(answer, Exception):
+                replies[position] = _alone(answer)
             else:
-                prepared = served.engine.check(query)
-            if prepared.known_history == 0:
-                hits, timings_ms = await self._popular(served, query), {}
-                notes.append(
-                    Note("empty_history", "no item of the history is known", len(query.history or ()))
-                )
-            else:
-                answer = await self._search(served, prepared, deadline_s)
-                hits = answer.result
-                timings_ms = {"queue": answer.queue_s * 1e3, "search": answer.search_s * 1e3}
-            timings_ms["total"] = (self._clock() - arrival_s) * 1e3
-            return RetrieveReply(hits, served.name, served.version, timings_ms, (*hits.notes, *notes))
+                replies[position] = self._reply(one, answer)
+        return replies
+
+    def _reply(self, asked: _Asked, answer: Answer[Hits]) -> RetrieveReply:
+        hits = answer.result
+        self._metrics.observe_search(n_scored=hits.n_scored, steps=hits.steps)
+        self._shadow.consider(asked.served, asked.query, asked.prepared, hits)
+        explain = {**hits.explain, "batch_size": answer.batch_size, "dispatched_by": answer.reason}
+        return RetrieveReply(
+            replace(hits, explain=explain),
+            asked.served.name,
+            asked.served.version,
+            {
+                "queue": answer.queue_s * 1e3,
+                "search": answer.search_s * 1e3,
+                "total": (self._clock() - asked.arrival_s) * 1e3,
+            },
+            (*hits.notes, *asked.notes),
+        )
 
     def _deadline_s(self, request: RetrieveRequest, arrival_s: float, deadline_s: float | None) -> float:
         timeout_ms = request.timeout_ms
@@ -145,10 +237,10 @@ class RetrievalService:
             default=served.default_params,
             settings=self._settings,
         )
+        notes: list[Note] = []
         history: Sequence[ItemId] | None = request.history
         if request.user_id is not None:
-            history = self._users.history(request.user_id, live(request.user_id), served).history
-        notes: list[Note] = []
+            history = self._history_of(request.user_id, live, served, notes)
         exclude_seen = request.exclude_seen
         if exclude_seen and history is None:
             notes.append(Note("seen_unknown", "comm_seq names no items, so none was left out as seen"))
@@ -168,6 +260,22 @@ class RetrievalService:
         )
         return query, notes
 
+    def _history_of(
+        self, user_id: UserId, live: LiveLookup, served: ServedVersion, notes: list[Note]
+    ) -> Sequence[ItemId]:
+        """A user's history; without the live events, and a note of it, while the store does not answer."""
+        try:
+            return self._users.history(user_id, live(user_id), served).history
+        except Unavailable:
+            base = self._users.base(user_id, served)
+            # Whoever has no base history may still be known to the store: an error, and not UnknownUser.
+            if base is None or self._settings.user_store_failure == "error":
+                raise
+            notes.append(
+                Note("live_history_missing", "the user store does not answer: the model's own history", 0)
+            )
+            return base
+
     def _check_shape(self, request: RetrieveRequest) -> None:
         who = [name for name in ("user_id", "history", "comm_seq") if getattr(request, name) is not None]
         if len(who) != 1:
@@ -178,23 +286,15 @@ class RetrievalService:
             if length > self._settings.max_ids:
                 raise InvalidQuery(f"{name} holds {length} ids, more than {self._settings.max_ids}")
 
-    async def _search(
-        self, served: ServedVersion, prepared: PreparedQuery, deadline_s: float
-    ) -> Answer[Hits]:
-        try:
-            answer = await served.batcher.submit(prepared, deadline_s=deadline_s)
-        except (BackendError, InternalError) as error:
-            log.error("search failed", model=served.name, version=served.version, exc_info=error)
-            self._health.search_failed(served.name)
-            raise
-        self._health.search_succeeded(served.name)
-        self._metrics.observe_search(n_scored=answer.result.n_scored, steps=answer.result.steps)
-        return answer
-
-    async def _popular(self, served: ServedVersion, query: Query) -> Hits:
+    async def _popular(self, asked: _Asked) -> RetrieveReply:
+        """The reply to a history without one known item."""
         if self._settings.empty_history == "error":
             raise InvalidQuery("the history holds no item that this model knows")
-        return await asyncio.to_thread(served.engine.popular, query)
+        hits = await asyncio.to_thread(asked.served.engine.popular, asked.query)
+        empty = Note("empty_history", "no item of the history is known", len(asked.query.history or ()))
+        timings_ms = {"total": (self._clock() - asked.arrival_s) * 1e3}
+        notes = (*hits.notes, *asked.notes, empty)
+        return RetrieveReply(hits, asked.served.name, asked.served.version, timings_ms, notes)
 
     # Users
 
@@ -205,7 +305,8 @@ class RetrievalService:
         """
         if not 1 <= len(events) <= self._settings.max_ids:
             raise InvalidQuery(f"give 1 to {self._settings.max_ids} events, not {len(events)}")
-        await self._users.record(user_id, events, self._all_served())
+        with self._all_leased() as served:
+            await self._users.record(user_id, events, served)
         return len(events)
 
     async def user(self, user_id: UserId, *, model: str | None = None) -> UserProfile:
@@ -216,13 +317,16 @@ class RetrievalService:
 
     async def delete_user(self, user_id: UserId) -> None:
         """Forget a user: live events and, for good, the artifact's base history. Raises `UnknownUser`."""
-        await self._users.delete(user_id, self._all_served())
+        with self._all_leased() as served:
+            await self._users.delete(user_id, served)
 
-    def _all_served(self) -> Sequence[ServedVersion]:
+    @contextmanager
+    def _all_leased(self) -> Iterator[Sequence[ServedVersion]]:
         served = self._registry.all_served()
         if not served:
             raise NotReady("no model has been loaded yet")
-        return served
+        with ExitStack() as leases:
+            yield [leases.enter_context(version.lease()) for version in served]
 
     # Models
 
@@ -249,3 +353,34 @@ class RetrievalService:
     ) -> ModelMetadata:
         """Shape of a served version; raises as `retrieve` does for an unknown or loading one."""
         return self._registry.served(model, version=version, label=label).metadata
+
+    def leased(
+        self, model: str, *, version: int | None = None, label: str | None = None
+    ) -> AbstractContextManager[ServedVersion]:
+        """One version for a whole call, whatever is swapped meanwhile; raises as `metadata` does."""
+        return self._registry.served(model, version=version, label=label).lease()
+
+    async def rescan_models(self) -> None:
+        """Look for versions now; returns when they are served, or have failed (their status says it).
+
+        Raises `Unavailable` when the repository cannot be read, `NotReady` during a shutdown.
+        """
+        await self._registry.rescan()
+
+    async def reload_models(self, configs: Sequence[ModelConfig]) -> None:
+        """Serve these models from now on, and no others; raises as `Registry.reload` does."""
+        await self._registry.reload(configs)
+
+
+def _alone(error: Exception) -> RetrievalError:
+    """What one query of a batch call gets in place of a reply."""
+    if isinstance(error, RetrievalError):
+        return error
+    log.error("a query of a batch call failed", exc_info=error)
+    failure = InternalError(str(error))
+    failure.__cause__ = error
+    return failure
+
+
+def _log_failed_search(served: ServedVersion, error: Exception) -> None:
+    log.error("search failed", model=served.name, version=served.version, exc_info=error)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,14 +15,19 @@ if TYPE_CHECKING:
     from nann.engine.types import Hits, ItemId, Note, Policy, UserId
 
 __all__ = [
+    "ModelConfig",
     "ModelMetadata",
     "ParamOverrides",
     "RetrieveReply",
     "RetrieveRequest",
     "UserProfile",
+    "VersionPolicy",
     "VersionState",
     "VersionStatus",
+    "parse_policy",
 ]
+
+_POLICY: Final = re.compile(r"all|latest(?::([1-9][0-9]{0,8}))?|specific:([1-9][0-9]*(?:,[1-9][0-9]*)*)")
 
 VersionState: TypeAlias = Literal["START", "LOADING", "AVAILABLE", "UNLOADING", "END"]
 
@@ -90,6 +97,39 @@ class UserProfile:
     history: tuple[ItemId, ...]
     n_base: int
     n_live: int
+
+
+@dataclass(frozen=True, slots=True)
+class VersionPolicy:
+    """Which of the versions that are there should be served: the newest `latest`, `specific` ones, or all.
+
+    Neither `latest` nor `specific` means all (TensorFlow Serving's ``ServableVersionPolicy``).
+    """
+
+    latest: int | None = 1
+    specific: tuple[int, ...] = ()
+
+
+def parse_policy(text: str) -> VersionPolicy:
+    """``latest``, ``latest:N``, ``all`` or ``specific:N,N…``; raises ValueError for anything else."""
+    match = _POLICY.fullmatch(text)
+    if match is None:
+        raise ValueError(f"a version policy is latest, latest:N, all or specific:N,N…, not {text!r}")
+    if text == "all":
+        return VersionPolicy(latest=None)
+    if match[2] is not None:
+        return VersionPolicy(latest=None, specific=tuple(sorted({int(n) for n in match[2].split(",")})))
+    return VersionPolicy(latest=int(match[1] or 1))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """One model to serve: where its version directories lie, which of them, and names for some."""
+
+    name: str
+    base_path: Path
+    policy: VersionPolicy = field(default_factory=VersionPolicy)
+    labels: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TypeVar
 
 from nann.engine.errors import InvalidQuery, Unavailable, UnknownUser
 from nann.engine.types import ItemId, UserId
 from nann.service.errors import InternalError
 from nann.service.logs import get_logger
+from nann.service.metrics import Metrics, StoreOperation
 from nann.service.registry import ServedVersion
 from nann.service.types import UserProfile
 from nann.service.user_store import LiveHistory, UserStore
@@ -26,11 +27,13 @@ T = TypeVar("T")
 log = get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
 class UserHistories:
     """What is known of users. 42 and ``"42"`` name the same user: a URL cannot tell them apart."""
 
-    store: UserStore
+    def __init__(self, store: UserStore, metrics: Metrics) -> None:
+        self._store = store
+        self._metrics = metrics
+        self._failing: set[StoreOperation] = set()
 
     async def live(self, user_ids: Iterable[UserId]) -> LiveLookup:
         """Read the live histories of all these users in one round trip.
@@ -47,7 +50,8 @@ class UserHistories:
         found: dict[str, LiveHistory] = {}
         try:
             if wanted:
-                found = dict(zip(wanted, await _stored(self.store.get_many(wanted)), strict=True))
+                read = await self._stored("read", self._store.get_many(wanted))
+                found = dict(zip(wanted, read, strict=True))
         except Unavailable as error:
             failure = error
 
@@ -65,11 +69,16 @@ class UserHistories:
         Raises:
             UnknownUser: neither knows them, or all that was known is deleted.
         """
-        base = None if live.base_hidden else _base_history(user_id, served)
+        base = None if live.base_hidden else self.base(user_id, served)
         if base is None and not live.item_ids:
             raise UnknownUser(f"no user {user_id!r} here")
         base = base or ()
         return UserProfile(user_id, (*base, *live.item_ids), len(base), len(live.item_ids))
+
+    def base(self, user_id: UserId, served: ServedVersion) -> tuple[ItemId, ...] | None:
+        """The artifact's own history of a user, None when it has none. It knows of no deletion."""
+        own = _as_user_id(user_id, served.metadata.user_id_type)
+        return None if own is None else served.engine.user_history(own)
 
     async def record(
         self, user_id: UserId, events: Sequence[ItemId], served: Sequence[ServedVersion]
@@ -78,7 +87,7 @@ class UserHistories:
 
         Raises:
             InvalidQuery: an id is malformed or of a type that no served model has.
-            Unavailable: the store could not write; nothing was stored.
+            Unavailable: the store did not say that it wrote.
         """
         key = _key(user_id)
         if all(_as_user_id(user_id, version.metadata.user_id_type) is None for version in served):
@@ -86,23 +95,32 @@ class UserHistories:
         types = {version.metadata.item_id_type for version in served}
         for item_id in events:
             _check_item_id(item_id, types)
-        await _stored(self.store.append(key, events))
+        await self._stored("append", self._store.append(key, events))
 
     async def delete(self, user_id: UserId, served: Sequence[ServedVersion]) -> None:
         """Forget a user for good; raises `UnknownUser` when there is nothing to forget."""
         live = (await self.live([user_id]))(user_id)
-        in_base = not live.base_hidden and any(_base_history(user_id, version) for version in served)
+        in_base = not live.base_hidden and any(self.base(user_id, version) for version in served)
         if not live.item_ids and not in_base:
             raise UnknownUser(f"no user {user_id!r} here")
-        await _stored(self.store.delete(_key(user_id)))
+        await self._stored("delete", self._store.delete(_key(user_id)))
 
-
-async def _stored(call: Awaitable[T]) -> T:
-    try:
-        return await call
-    except OSError as error:
-        log.error("user store failed", error=str(error))
-        raise Unavailable("the user store does not answer now") from error
+    async def _stored(self, operation: StoreOperation, call: Awaitable[T]) -> T:
+        start_s = time.perf_counter()
+        try:
+            answer = await call
+        except OSError as error:
+            self._metrics.store_failed(operation)
+            # Once an outage, and not once a query; the metric counts them.
+            if operation not in self._failing:
+                self._failing.add(operation)
+                log.error("user store fails", operation=operation, error=str(error))
+            raise Unavailable("the user store does not answer now") from error
+        self._metrics.store_answered(operation, time.perf_counter() - start_s)
+        if operation in self._failing:
+            self._failing.remove(operation)
+            log.info("user store works again", operation=operation)
+        return answer
 
 
 def _key(user_id: UserId) -> str:
@@ -145,8 +163,3 @@ def _as_user_id(user_id: UserId, kind: str) -> UserId | None:
             return number if str(number) == user_id and number in _INT64 else None
         return None
     return user_id if user_id in _INT64 else None
-
-
-def _base_history(user_id: UserId, served: ServedVersion) -> tuple[ItemId, ...] | None:
-    own = _as_user_id(user_id, served.metadata.user_id_type)
-    return None if own is None else served.engine.user_history(own)

@@ -21,8 +21,8 @@ import pytest
 from fake_engine import PATIENCE_S, FakeEngine
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from nann.engine.errors import ArtifactError
-from nann.service.app import Application, Exit
+from nann.engine.errors import ArtifactError, BackendError
+from nann.service.app import Application, Exit, _listen
 from nann.service.health import HealthState
 from nann.service.settings import Settings
 
@@ -112,6 +112,28 @@ async def test_from_start_to_sigterm(tmp_path: Path) -> None:
         assert server.app.health.state is HealthState.DRAINING
 
 
+async def test_a_device_that_comes_back_is_found_without_traffic(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    async with running(tmp_path, lambda _path: engine) as server:
+        await server.ready()
+        engine.search_error = BackendError("lost")
+        impaired = asyncio.create_task(until_state(server.app, HealthState.IMPAIRED))
+        assert (await server.client.post("/retrieve", json={"history": [1]})).status_code == 503
+        await impaired
+        engine.search_error = None
+        await until_state(server.app, HealthState.READY)
+        assert (await server.client.get("/readyz")).status_code == 200
+
+
+async def test_a_process_whose_devices_are_all_lost_ends_by_itself(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    async with running(tmp_path, lambda _path: engine, exit_after_impaired_s=1e-9) as server:
+        await server.ready()
+        engine.search_error = BackendError("lost")
+        assert (await server.client.post("/retrieve", json={"history": [1]})).status_code == 503
+        assert await server.exit() == Exit(1)
+
+
 async def test_sigterm_finishes_what_was_accepted_and_accepts_nothing_new(tmp_path: Path) -> None:
     engine = FakeEngine()
     async with running(tmp_path, lambda _path: engine) as server:
@@ -189,6 +211,13 @@ async def test_a_version_that_cannot_be_served_ends_the_process_with_1(
 
     async with running(tmp_path, load) as server:
         assert await server.exit() == Exit(1)
+
+
+def test_a_reply_waits_for_no_acknowledgement() -> None:
+    with _listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize("which", ["rest_port", "grpc_port"])

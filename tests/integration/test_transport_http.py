@@ -101,7 +101,7 @@ async def test_probes(tmp_path: Path) -> None:
             "models": ["nann"],
             "impaired_models": [],
         }
-        world.health.search_failed("nann")
+        world.health.lanes_changed("nann", 1, proven=0, lanes=2)
         assert (await world.http.get("/healthz")).json()["impaired_models"] == ["nann"]
         world.health.draining()
         assert (await world.http.get("/readyz")).json() == {"status": "draining"}

@@ -27,13 +27,16 @@ HOMES = {
     "cupy": ("engine/cuda/",),
     "tensorflow": ("engine/scoring/tensorflow_", "engine/cuda/", "offline/"),
     "keras": ("offline/",),
+    "jax": ("engine/scoring/pjrt_", "engine/cuda/", "offline/benchmark/gpu/"),
+    "jaxlib": ("engine/scoring/pjrt_client.py",),
     "faiss": ("offline/builders/", "engine/retrievers/faiss"),
     "hnswlib": ("offline/builders/", "engine/retrievers/hnswlib"),
     "fastapi": ("service/http_api/", "service/app.py"),
     "starlette": ("service/http_api/", "service/app.py"),
-    "uvicorn": ("service/app.py",),
+    "uvicorn": ("service/http_api/",),
     "grpc": ("service/grpc_api/", "service/app.py", "cli/"),  # the command line is a client
     "typer": ("cli/",),
+    "redis": ("service/user_store/redis.py",),
 }
 
 
@@ -119,7 +122,8 @@ def test_production_does_not_import_the_annotations_of_arrays() -> None:
 def test_importing_it_loads_no_heavy_library(module: str) -> None:
     program = (
         f"import {module}, sys\n"
-        "heavy = {'tensorflow', 'keras', 'faiss', 'hnswlib', 'cupy', 'matplotlib', 'jaxtyping', 'implicit'}\n"
+        "heavy = {'tensorflow', 'keras', 'faiss', 'hnswlib', 'cupy', 'matplotlib', 'jaxtyping', 'implicit',\n"
+        "    'jax', 'jaxlib'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -22,11 +22,14 @@ from nann.service.logs import get_logger, request_context
 from nann.service.metrics import Metrics
 from nann.service.wire.checks import bounded_message, request_id_of
 
-__all__ = ["Call", "Method", "Methods"]
+__all__ = ["ERROR_CODE_KEY", "REQUEST_ID_KEY", "Call", "Method", "Methods", "or_invalid_argument"]
 
 REQUEST_ID_KEY: Final = "x-request-id"
+TRACEPARENT_KEY: Final = "traceparent"
 # Understood by gRPC's own retry policies (proposal A6, "Pushback").
 _PUSHBACK_KEY: Final = "grpc-retry-pushback-ms"
+# The stable word of the error table: several of its rows share a status, and a client tells them apart.
+ERROR_CODE_KEY: Final = "nann-error-code"
 
 log = get_logger(__name__)
 
@@ -87,7 +90,7 @@ class Methods:
         code = "cancelled"
         failure: Exception | None = None
         reply = b""
-        with request_context(request_id):
+        with request_context(request_id, _metadata_value(context, TRACEPARENT_KEY)):
             try:
                 call.message = _parse(request_class, raw)
                 reply = (await method(call)).SerializeToString()
@@ -110,9 +113,10 @@ class Methods:
         if failure is None:
             context.set_trailing_metadata(trailer)
             return reply
+        row = error_row(failure)
+        trailer += ((ERROR_CODE_KEY, row.code),)
         if isinstance(failure, Overloaded):
             trailer += ((_PUSHBACK_KEY, str(round(failure.retry_after_s * 1e3))),)
-        row = error_row(failure)
         status = grpc.StatusCode[row.tf_grpc_code if tensorflow_codes else row.grpc_code]
         message = bounded_message(failure)
         if row is INTERNAL:
@@ -126,6 +130,14 @@ def _parse(request_class: type[Any], raw: bytes) -> Any:
         return request_class.FromString(raw)
     except DecodeError:
         raise InvalidQuery(f"the bytes sent are not a {request_class.__name__}") from None
+
+
+async def or_invalid_argument(context: grpc.aio.ServicerContext, request_class: type[Any], raw: bytes) -> Any:
+    """The message of `raw`, for services that have no `Methods`; ends the call when it is none."""
+    try:
+        return _parse(request_class, raw)
+    except InvalidQuery as error:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
 
 def _metadata_value(context: grpc.aio.ServicerContext, key: str) -> str | None:

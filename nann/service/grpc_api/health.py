@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from typing_extensions import override
 
+from nann.service.grpc_api.call import or_invalid_argument
 from nann.service.health import Health, HealthState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-__all__ = ["HealthApi"]
+__all__ = ["HEALTH_SERVICE", "HealthApi"]
+
+HEALTH_SERVICE: Final[str] = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 _Response = health_pb2.HealthCheckResponse
 
@@ -33,6 +36,29 @@ class HealthApi(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untype
         self._services = frozenset(("", *services))
         self._changed = asyncio.Event()
         health.subscribe(self._announce)
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The handler of the service; the generated one answers bytes that are no message with UNKNOWN."""
+
+        async def check(raw: bytes, context: grpc.aio.ServicerContext) -> health_pb2.HealthCheckResponse:
+            request = await or_invalid_argument(context, health_pb2.HealthCheckRequest, raw)
+            return await self.Check(request, context)
+
+        async def watch(
+            raw: bytes, context: grpc.aio.ServicerContext
+        ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+            request = await or_invalid_argument(context, health_pb2.HealthCheckRequest, raw)
+            async for response in self.Watch(request, context):
+                yield response
+
+        reply = {"response_serializer": _Response.SerializeToString}
+        return grpc.method_handlers_generic_handler(
+            HEALTH_SERVICE,
+            {
+                "Check": grpc.unary_unary_rpc_method_handler(check, **reply),
+                "Watch": grpc.unary_stream_rpc_method_handler(watch, **reply),
+            },
+        )
 
     def _announce(self, _ready: bool) -> None:
         changed, self._changed = self._changed, asyncio.Event()

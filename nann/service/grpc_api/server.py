@@ -3,37 +3,47 @@
 from __future__ import annotations
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
+from nann.service.access import Access
 from nann.service.grpc_api import native, tensorflow_serving
+from nann.service.grpc_api.access import AccessInterceptor
 from nann.service.grpc_api.call import Methods
-from nann.service.grpc_api.health import HealthApi
+from nann.service.grpc_api.health import HEALTH_SERVICE, HealthApi
+from nann.service.grpc_api.reflection import reflection_handler
 from nann.service.health import Health
 from nann.service.metrics import Metrics
 from nann.service.retrieval import RetrievalService
 from nann.service.settings import Settings
+from nann.service.tls import Tls
 
 __all__ = ["create_server"]
 
 _SERVICES = (native.SERVICE_NAME, tensorflow_serving.PREDICTION_SERVICE, tensorflow_serving.MODEL_SERVICE)
 # The names under which TensorFlow Serving's own health service knows its services (server.cc).
 _TENSORFLOW_HEALTH_NAMES = ("PredictionService", "ModelService")
+_UNCOMPRESSED_ONLY = 1  # bit 0: identity (grpc/compression.h)
+# Ends what a caller holds open without using it, and lets a balancer before several servers spread its
+# connections anew. gRPC finishes the calls of such a connection and its clients open another.
+_CONNECTION_AGE_MS = 30 * 60 * 1000
 
 
 def create_server(
-    service: RetrievalService, settings: Settings, health: Health, metrics: Metrics
+    service: RetrievalService,
+    settings: Settings,
+    health: Health,
+    metrics: Metrics,
+    access: Access | None = None,
+    tls: Tls | None = None,
 ) -> tuple[grpc.aio.Server, int]:
     """The server, bound but not started, and its port (that of `settings`, or the one chosen for 0).
 
     Call it on the event loop that will run it. Raises OSError when the address is taken.
     """
+    guarded = access is not None and not access.is_open
     server = grpc.aio.server(
-        options=[
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
-            # Two servers on one port would share its requests without a word.
-            ("grpc.so_reuseport", 0),
-        ]
+        interceptors=[AccessInterceptor(access, metrics)] if guarded else None,  # type: ignore[arg-type]
+        options=_options(settings),
+        maximum_concurrent_rpcs=settings.max_connections,
     )
     methods = Methods(metrics, access_log=settings.access_log)
     tf_api = tensorflow_serving.TensorFlowServingApi(service)
@@ -44,26 +54,58 @@ def create_server(
                 tensorflow_serving.PREDICTION_SERVICE, tf_api.prediction_methods(), tensorflow_codes=True
             ),
             methods.handler(tensorflow_serving.MODEL_SERVICE, tf_api.model_methods(), tensorflow_codes=True),
+            HealthApi(health, (*_SERVICES, *_TENSORFLOW_HEALTH_NAMES)).handler(),
+            reflection_handler((native.SERVICE_NAME, HEALTH_SERVICE)),
         )
     )
-    health_api = HealthApi(health, (*_SERVICES, *_TENSORFLOW_HEALTH_NAMES))
-    health_pb2_grpc.add_HealthServicer_to_server(health_api, server)
-    # TensorFlow's declarations are not in the default pool, which is all that reflection can show.
-    reflection.enable_server_reflection(
-        (
-            native.SERVICE_NAME,
-            health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
-            reflection.SERVICE_NAME,
-        ),
-        server,
-    )
-    return server, _bind(server, settings.host, settings.grpc_port)
+    return server, _bind(server, settings.host, settings.grpc_port, tls)
 
 
-def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        # A few compressed bytes could be any amount of memory; nobody compresses queries by default.
+        ("grpc.compression_enabled_algorithms_bitset", _UNCOMPRESSED_ONLY),
+        ("grpc.max_metadata_size", settings.max_header_bytes),
+        ("grpc.absolute_max_metadata_size", settings.max_header_bytes),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.max_concurrent_streams", settings.max_connections),
+        ("grpc.server_handshake_timeout_ms", round(settings.client_timeout_s * 1e3)),
+        ("grpc.max_connection_age_ms", _CONNECTION_AGE_MS),
+        ("grpc.max_connection_age_grace_ms", round(settings.client_timeout_s * 1e3)),
+        # Two servers on one port would share its requests without a word.
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+def _bind(server: grpc.aio.Server, host: str, port: int, tls: Tls | None) -> int:
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        bound: int = server.add_insecure_port(address)
+        bound: int = (
+            server.add_insecure_port(address)
+            if tls is None
+            else server.add_secure_port(address, _credentials(tls))
+        )
     except RuntimeError as error:
         raise OSError(f"cannot listen on {address}; choose another --grpc-port") from error
     return bound
+
+
+def _credentials(tls: Tls) -> grpc.ServerCredentials:
+    given = tls.pem
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(given.key, given.cert)], tls.client_ca)
+
+    def newer() -> grpc.ServerCertificateConfiguration | None:
+        """Asked by gRPC at each handshake; None: nothing has changed."""
+        nonlocal given
+        tls.refresh()
+        if tls.pem is given:
+            return None
+        given = tls.pem
+        return configuration()
+
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(), newer, require_client_authentication=tls.client_ca is not None
+    )

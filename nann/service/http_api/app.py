@@ -14,12 +14,15 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from nann.engine.errors import RetrievalError
+from nann.service.access import Access
 from nann.service.errors import InternalError
 from nann.service.health import Health
+from nann.service.http_api.access import Guard
 from nann.service.http_api.call import Routes, error_response, json_response
 from nann.service.http_api.docs import use_own_openapi
 from nann.service.http_api.operations import operations_router
 from nann.service.http_api.retrieval import retrieval_router
+from nann.service.http_api.tensorflow_serving import tensorflow_router
 from nann.service.logs import get_logger, request_context
 from nann.service.metrics import Metrics
 from nann.service.retrieval import RetrievalService
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["create_app"]
 
 REQUEST_ID_HEADER: Final = "x-request-id"
+TRACEPARENT_HEADER: Final = "traceparent"
 _ASSETS_PATH: Final = "/docs-assets"
 _DESCRIPTION: Final = (
     "Retrieval with the deep model itself as the similarity. Every answer carries the header "
@@ -43,7 +47,13 @@ _HTTP_CODES: Final = {404: "not_found", 405: "method_not_allowed"}
 log = get_logger(__name__)
 
 
-def create_app(service: RetrievalService, settings: Settings, health: Health, metrics: Metrics) -> FastAPI:
+def create_app(
+    service: RetrievalService,
+    settings: Settings,
+    health: Health,
+    metrics: Metrics,
+    access: Access | None = None,
+) -> FastAPI:
     """The ASGI application of REST; it owns nothing, and needs no lifespan events."""
     app = FastAPI(
         title="NANN retrieval",
@@ -56,9 +66,12 @@ def create_app(service: RetrievalService, settings: Settings, health: Health, me
     routes = Routes(metrics, settings.max_body_bytes, settings.access_log)
     app.include_router(retrieval_router(service, routes))
     app.include_router(operations_router(service, routes, health, metrics))
+    app.include_router(tensorflow_router(service, routes))
     _add_docs(app)
     use_own_openapi(app)
     app.add_exception_handler(HTTPException, _http_error)
+    if access is not None and not access.is_open:
+        app.add_middleware(Guard, access=access, metrics=metrics)
     app.add_middleware(_RequestScope)
     return app
 
@@ -102,7 +115,8 @@ class _RequestScope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = request_id_of(Headers(scope=scope).get(REQUEST_ID_HEADER))
+        headers = Headers(scope=scope)
+        request_id = request_id_of(headers.get(REQUEST_ID_HEADER))
         scope.setdefault("state", {})["request_id"] = request_id
         started = False
 
@@ -113,7 +127,7 @@ class _RequestScope:
                 MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
             await send(message)
 
-        with request_context(request_id):
+        with request_context(request_id, headers.get(TRACEPARENT_HEADER)):
             try:
                 await self._app(scope, receive, send_with_id)
             except Exception as error:

@@ -23,7 +23,7 @@ from nann.service.metrics import Metrics
 from nann.service.wire.checks import bounded_message
 from nann.service.wire.rest_json import MalformedJson, body_of_error, load_json
 
-__all__ = ["Call", "Routes", "error_response", "json_response"]
+__all__ = ["Call", "Routes", "described", "error_response", "json_response"]
 
 # nginx's word for "the client went away"; nobody reads it.
 _CLIENT_CLOSED: Final = 499
@@ -80,21 +80,29 @@ class Routes:
         route: Route,
         *,
         reads_body: bool = False,
+        parse: Callable[[bytes], Any] | None = None,
         error_form: ErrorForm | None = None,
     ) -> Response:
-        """The response of `route`; `method` is its name in the metrics."""
+        """The response of `route`; `method` is its name in the metrics.
+
+        The body must say that it is JSON, unless a `parse` of the route's own reads it whatever it says.
+        """
         start_s = time.perf_counter()
         call = Call(request, request.state.request_id)
         code = "cancelled"
         try:
-            if reads_body:
+            if parse is not None:
+                call.body = parse(await self._read(request))
+            elif reads_body:
+                _check_media_type(request.headers.get("content-type"))
                 call.body = load_json(await self._read(request))
-            response = json_response(await _unless_gone(request, route(call)))
+            answer = await _unless_gone(request, route(call))
+            response = answer if isinstance(answer, Response) else json_response(answer)
             code = "ok"
         except (_ClientGone, ClientDisconnect):
             response = Response(status_code=_CLIENT_CLOSED)
         except Exception as error:
-            row = _row(error)
+            row, _ = described(error)
             code = row.code
             if row is INTERNAL:
                 log.exception("request failed", method=method)
@@ -110,7 +118,9 @@ class Routes:
 
     async def _read(self, request: Request) -> bytes:
         """The body, refused before it is read where its length is stated, while it is read otherwise."""
-        _check_media_type(request.headers.get("content-type"))
+        if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+            # A few compressed bytes could be any amount of memory.
+            raise UnsupportedMediaType("send the body as it is, without Content-Encoding")
         stated = request.headers.get("content-length")
         if stated is not None and stated.isdigit() and int(stated) > self.max_body_bytes:
             raise self._too_large()
@@ -135,8 +145,7 @@ def json_response(body: Any, status: int = 200) -> Response:
 
 def error_response(error: BaseException, request_id: str) -> Response:
     """The native error body with its status, and Retry-After where waiting helps."""
-    row = _row(error)
-    message = str(error) if type(error) in _HTTP_ROWS else bounded_message(error)
+    row, message = described(error)
     response = json_response(body_of_error(row.code, message, request_id), row.http_status)
     retry_after_s = retry_after_seconds(error)
     if retry_after_s is not None:
@@ -144,8 +153,10 @@ def error_response(error: BaseException, request_id: str) -> Response:
     return response
 
 
-def _row(error: BaseException) -> ErrorRow:
-    return _HTTP_ROWS.get(type(error)) or error_row(error)
+def described(error: BaseException) -> tuple[ErrorRow, str]:
+    """The row of a failure, be it of HTTP itself, and the text that a caller may read."""
+    message = str(error) if type(error) in _HTTP_ROWS else bounded_message(error)
+    return _HTTP_ROWS.get(type(error)) or error_row(error), message
 
 
 def _check_media_type(content_type: str | None) -> None:

@@ -19,9 +19,9 @@ __all__ = [
     "DELETE_USER",
     "GET_USER",
     "METRICS",
-    "MODEL_STATUS",
     "PROBE",
     "RECORD_EVENTS",
+    "RESCAN",
     "RETRIEVE",
     "use_own_openapi",
 ]
@@ -204,28 +204,23 @@ PROBE: Final[dict[str, Any]] = {
 METRICS: Final[dict[str, Any]] = {
     "responses": {200: {"description": "Prometheus' text format.", "content": {"text/plain": {}}}}
 }
-MODEL_STATUS: Final[dict[str, Any]] = {
+RESCAN: Final[dict[str, Any]] = {
     "responses": {
         200: {
-            "description": "TensorFlow Serving's model status.",
+            "description": "Done; the state of every version.",
             "content": {
                 "application/json": {
                     "example": {
-                        "model_version_status": [
-                            {
-                                "version": "1",
-                                "state": "AVAILABLE",
-                                "status": {"error_code": "OK", "error_message": ""},
-                            }
-                        ]
+                        "models": {
+                            "nann": [
+                                {"version": 2, "state": "AVAILABLE", "error_code": "OK", "error_message": ""}
+                            ]
+                        }
                     }
                 }
             },
         },
-        404: {
-            "description": "No such model or version.",
-            "content": {"application/json": {"example": {"error": "Could not find any versions of model x"}}},
-        },
+        **_errors(503),
     }
 }
 
@@ -242,6 +237,9 @@ def use_own_openapi(app: FastAPI) -> None:
                 [(model, "validation") for model in _REQUEST_MODELS], ref_template=_COMPONENT
             )
             document["components"]["schemas"].update(definitions["$defs"])
+            # For the page's own button, where the server has keys; where it has none, none is needed.
+            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            document["security"] = [{}, {"key": []}]
             app.openapi_schema = document
         return app.openapi_schema
 

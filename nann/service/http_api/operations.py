@@ -1,20 +1,17 @@
-"""What operators and their tools ask: probes, metrics, and the state of models in TF Serving's form."""
+"""What operators and their tools ask: probes, metrics, and to look for new versions."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from nann.engine.errors import UnknownModel, UnknownVersion
-from nann.service.errors import error_row
 from nann.service.health import Health
 from nann.service.http_api import docs
 from nann.service.http_api.call import Call, Routes, json_response
 from nann.service.metrics import Metrics
 from nann.service.retrieval import RetrievalService
-from nann.service.wire.checks import bounded_message
-from nann.service.wire.tf_predict import ModelChoice, versions_not_found
 
 __all__ = ["operations_router"]
 
@@ -51,42 +48,15 @@ def operations_router(
         content, content_type = metrics.render()
         return Response(content, headers={"content-type": content_type})
 
-    @router.get("/v1/models/{model}", tags=["TensorFlow Serving"], **docs.MODEL_STATUS)
-    async def model_status(request: Request, model: str) -> Response:
-        """The state of every version of a model."""
-        return await _status(request, ModelChoice(model, None, None))
+    @router.post("/models/rescan", tags=["operation"], **docs.RESCAN)
+    async def rescan(request: Request) -> Response:
+        """Look for new versions now; answers when they are served, or have failed."""
+        return await routes.answer(request, "rescan", rescan_call)
 
-    @router.get("/v1/models/{model}/versions/{version:int}", tags=["TensorFlow Serving"], **docs.MODEL_STATUS)
-    async def version_status(request: Request, model: str, version: int) -> Response:
-        """The state of one version of a model."""
-        return await _status(request, ModelChoice(model, version, None))
-
-    async def _status(request: Request, choice: ModelChoice) -> Response:
-        async def status(call: Call) -> Any:
-            call.model = choice.name
-            return _status_body(service, choice)
-
-        return await routes.answer(request, "model_status", status, error_form=_tensorflow_error)
+    async def rescan_call(_call: Call) -> Any:
+        await service.rescan_models()
+        return {
+            "models": {name: list(map(asdict, service.version_status(name))) for name in service.models()}
+        }
 
     return router
-
-
-def _status_body(service: RetrievalService, choice: ModelChoice) -> dict[str, Any]:
-    try:
-        statuses = service.version_status(choice.name, version=choice.version)
-    except (UnknownModel, UnknownVersion) as error:
-        raise type(error)(versions_not_found(choice)) from error
-    return {
-        "model_version_status": [
-            {
-                "version": str(status.version),
-                "state": status.state,
-                "status": {"error_code": status.error_code, "error_message": status.error_message},
-            }
-            for status in statuses
-        ]
-    }
-
-
-def _tensorflow_error(error: BaseException, _request_id: str) -> Response:
-    return json_response({"error": bounded_message(error)}, error_row(error).tf_http_status)

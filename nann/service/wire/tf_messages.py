@@ -19,10 +19,14 @@ __all__ = [
     "GetModelMetadataResponse",
     "GetModelStatusRequest",
     "GetModelStatusResponse",
+    "ModelServerConfig",
     "ModelSpec",
     "ModelVersionStatus",
     "PredictRequest",
     "PredictResponse",
+    "PredictionLog",
+    "ReloadConfigRequest",
+    "ReloadConfigResponse",
     "SignatureDefMap",
     "TensorProto",
     "data_type_name",
@@ -71,6 +75,10 @@ GetModelMetadataResponse: Final = message_class("tensorflow.serving.GetModelMeta
 GetModelStatusRequest: Final = message_class("tensorflow.serving.GetModelStatusRequest")
 GetModelStatusResponse: Final = message_class("tensorflow.serving.GetModelStatusResponse")
 ModelVersionStatus: Final = message_class("tensorflow.serving.ModelVersionStatus")
+ModelServerConfig: Final = message_class("tensorflow.serving.ModelServerConfig")
+ReloadConfigRequest: Final = message_class("tensorflow.serving.ReloadConfigRequest")
+ReloadConfigResponse: Final = message_class("tensorflow.serving.ReloadConfigResponse")
+PredictionLog: Final = message_class("tensorflow.serving.PredictionLog")
 
 DATA_TYPES: Final[dict[str, int]] = {
     value.name: value.number for value in POOL.FindEnumTypeByName("tensorflow.DataType").values

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from nann.engine.errors import InvalidQuery
+from nann.engine.errors import InvalidQuery, RetrievalError
 from nann.service.errors import UnknownSignature
 from nann.service.types import ParamOverrides, RetrieveRequest
 from nann.service.wire.checks import finite_vector
@@ -33,16 +33,18 @@ if TYPE_CHECKING:
     from nann.service.types import ModelMetadata, RetrieveReply, VersionStatus
 
 __all__ = [
+    "DEFAULT_SIGNATURE",
+    "INPUTS",
+    "LEVEL_TOPN_LENGTH",
     "SIGNATURES",
-    "ModelChoice",
     "PredictCall",
     "metadata_response",
-    "model_choice",
+    "plan_predict",
     "predict_call",
+    "predict_outputs",
     "predict_response",
-    "servable_not_found",
     "status_response",
-    "versions_not_found",
+    "whole",
 ]
 
 DEFAULT_SIGNATURE: Final = "serving_default"
@@ -53,21 +55,12 @@ SIGNATURES: Final[dict[str, tuple[str, ...]]] = {
     "retrieve": ("scores", "top_k"),
 }
 # Input -> dtypes taken; the first is the one the metadata shows (NANN's own).
-_INPUTS: Final[dict[str, tuple[str, ...]]] = {
+INPUTS: Final[dict[str, tuple[str, ...]]] = {
     "comm_seq": ("DT_HALF", "DT_FLOAT"),
     "level_topn": ("DT_INT32",),
 }
 _PREDICT_METHOD: Final = "tensorflow/serving/predict"
 _SIGNATURE_DEF: Final = "signature_def"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelChoice:
-    """Which model, version or label a ModelSpec names."""
-
-    name: str
-    version: int | None
-    label: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,33 +71,6 @@ class PredictCall:
     k: int
     signature: str
     outputs: tuple[str, ...]
-
-
-def model_choice(spec: Any) -> ModelChoice:
-    """What a ModelSpec names; raises InvalidQuery when it names no model."""
-    if not spec.name:
-        raise InvalidQuery("ModelSpec has no name specified.")
-    kind = spec.WhichOneof("version_choice")
-    return ModelChoice(
-        name=spec.name,
-        version=spec.version.value if kind == "version" else None,
-        label=spec.version_label if kind == "version_label" else None,
-    )
-
-
-def servable_not_found(choice: ModelChoice) -> str:
-    """TensorFlow Serving's words for a model or version that Predict cannot find."""
-    which = (
-        f"Latest({choice.name})" if choice.version is None else f"Specific({choice.name}, {choice.version})"
-    )
-    return f"Servable not found for request: {which}"
-
-
-def versions_not_found(choice: ModelChoice) -> str:
-    """TensorFlow Serving's words for a model or version that GetModelStatus cannot find."""
-    if choice.version is None:
-        return f"Could not find any versions of model {choice.name}"
-    return f"Could not find version {choice.version} of model {choice.name}"
 
 
 def predict_call(message: Any, metadata: ModelMetadata) -> PredictCall:
@@ -120,7 +86,18 @@ def predict_call(message: Any, metadata: ModelMetadata) -> PredictCall:
     outputs = _wanted_outputs(message.output_filter, SIGNATURES[signature])
     comm_seq = _comm_seq(message.inputs["comm_seq"], metadata.history_length * metadata.input_dim)
     level_topn = _level_topn(message.inputs["level_topn"])
-    widths = tuple(level_topn.tolist())
+    return plan_predict(signature, outputs, comm_seq, level_topn.tolist(), metadata)
+
+
+def plan_predict(
+    signature: str,
+    outputs: tuple[str, ...],
+    comm_seq: Float32[np.ndarray, "batch width"],
+    level_topn: Sequence[int],
+    metadata: ModelMetadata,
+) -> PredictCall:
+    """One retrieval for each row of `comm_seq`, on the version that `metadata` describes."""
+    widths = tuple(level_topn)
     requests = [
         RetrieveRequest(
             with_attributes=False,  # a tensor has no place for them
@@ -136,10 +113,30 @@ def predict_call(message: Any, metadata: ModelMetadata) -> PredictCall:
     return PredictCall(requests, k=widths[-1], signature=signature, outputs=outputs)
 
 
+def whole(results: Iterable[RetrieveReply | RetrievalError]) -> list[RetrieveReply]:
+    """The replies of all rows; raises the error of the first that failed: a tensor has no place for it."""
+    replies = []
+    for result in results:
+        if isinstance(result, RetrievalError):
+            raise result
+        replies.append(result)
+    return replies
+
+
 def predict_response(call: PredictCall, replies: Sequence[RetrieveReply], metadata: ModelMetadata) -> Any:
-    """The PredictResponse: one row keeps its true length, more are padded to k with -1 ("" for strings)."""
+    """The PredictResponse."""
     response = PredictResponse()
     _fill_spec(response.model_spec, metadata, call.signature)
+    for name, table in predict_outputs(call, replies, metadata).items():
+        encode_tensor(table, response.outputs[name])
+    return response
+
+
+def predict_outputs(
+    call: PredictCall, replies: Sequence[RetrieveReply], metadata: ModelMetadata
+) -> dict[str, np.ndarray[Any, Any]]:
+    """The wanted outputs: one row keeps its true length, more are padded to k with -1 ("" for strings)."""
+    outputs: dict[str, np.ndarray[Any, Any]] = {}
     ids = [list(reply.hits.item_ids) for reply in replies]
     width = len(ids[0]) if len(ids) == 1 else max(call.k, *map(len, ids))
     if "top_k" in call.outputs:
@@ -147,13 +144,12 @@ def predict_response(call: PredictCall, replies: Sequence[RetrieveReply], metada
             table = np.full((len(ids), width), "", dtype=object)
         else:
             table = np.full((len(ids), width), -1, dtype=np.int64)
-        encode_tensor(_filled(table, ids), response.outputs["top_k"])
+        outputs["top_k"] = _filled(table, ids)
     if "scores" in call.outputs:
         # A padded place ranks below every real one.
         padding = np.full((len(ids), width), -np.inf, dtype=np.float32)
-        scores = _filled(padding, [list(reply.hits.scores) for reply in replies])
-        encode_tensor(scores, response.outputs["scores"])
-    return response
+        outputs["scores"] = _filled(padding, [list(reply.hits.scores) for reply in replies])
+    return outputs
 
 
 def metadata_response(message: Any, metadata: ModelMetadata) -> Any:
@@ -171,11 +167,11 @@ def metadata_response(message: Any, metadata: ModelMetadata) -> Any:
     for name, outputs in SIGNATURES.items():
         signature = signatures.signature_def[name]
         signature.method_name = _PREDICT_METHOD
-        _fill_info(signature.inputs["comm_seq"], f"{name}_comm_seq:0", _INPUTS["comm_seq"][0], (-1, width))
+        _fill_info(signature.inputs["comm_seq"], f"{name}_comm_seq:0", INPUTS["comm_seq"][0], (-1, width))
         _fill_info(
             signature.inputs["level_topn"],
             f"{name}_level_topn:0",
-            _INPUTS["level_topn"][0],
+            INPUTS["level_topn"][0],
             (LEVEL_TOPN_LENGTH,),
         )
         for output in outputs:
@@ -198,7 +194,7 @@ def status_response(statuses: Iterable[VersionStatus]) -> Any:
 
 
 def _check_input_names(inputs: Mapping[str, Any]) -> None:
-    sent, expected = set(inputs), set(_INPUTS)
+    sent, expected = set(inputs), set(INPUTS)
     if sent == expected:
         return
 
@@ -244,8 +240,8 @@ def _level_topn(tensor: Any) -> Int32[np.ndarray, " six"]:
 
 def _typed(tensor: Any, name: str) -> np.ndarray[Any, Any]:
     found = data_type_name(tensor.dtype)
-    if found not in _INPUTS[name]:
-        raise InvalidQuery(f"input {name!r}: expected dtype {' or '.join(_INPUTS[name])}, found {found}")
+    if found not in INPUTS[name]:
+        raise InvalidQuery(f"input {name!r}: expected dtype {' or '.join(INPUTS[name])}, found {found}")
     return decode_tensor(tensor, name)
 
 

@@ -47,11 +47,14 @@ class World:
         self.time = ManualTime()
         self.search = GatedSearch()
         self.observer = Recorder()
-        sizes = {"n_lanes": 1, "max_batch": 4, "queue_limit": 8, "queue_work_limit": 1000, **limits}
+        self.proven: list[int] = []
+        sizes = {"n_lanes": 1, "max_batch": 4, "queue_limit": 8, "queue_work_limit": 1000}
+        sizes |= {"batch_work_limit": 10_000, **limits}
         self.batcher: Batcher[FakeQuery, str] = Batcher(
             self.search,
             BatcherLimits(**sizes),
             observer=self.observer,
+            on_lanes=self.proven.append,
             clock=self.time.clock,
             call_later=self.time.call_later,
         )
@@ -62,6 +65,12 @@ class World:
         call: Coroutine[Any, Any, Answer[str]] = self.batcher.submit(
             FakeQuery(name, **query), deadline_s=deadline_s
         )
+        return asyncio.create_task(asyncio.wait_for(call, PATIENCE_S))
+
+    def submit_many(
+        self, *names: str, deadline_s: float | None = None, **query: Any
+    ) -> asyncio.Task[list[Answer[str] | Exception]]:
+        call = self.batcher.submit_many([FakeQuery(name, **query) for name in names], deadline_s=deadline_s)
         return asyncio.create_task(asyncio.wait_for(call, PATIENCE_S))
 
     async def occupy_lane(self) -> Any:
@@ -378,6 +387,68 @@ async def test_the_answer_says_where_the_time_went() -> None:
     assert (world.observer.depth, world.observer.busy) == (0, 0)
 
 
+async def test_lanes_of_a_failed_device_get_no_traffic_until_a_probe_succeeds_on_them() -> None:
+    world = World(n_lanes=4, lane_groups=("a", "a", "b", "b"))
+    tasks, by_lane = {}, {}
+    for _ in range(4):
+        task = world.submit("occupant")
+        call = await world.search.next_call()
+        tasks[call.lane], by_lane[call.lane] = task, call
+    for lane in (0, 1):
+        by_lane[lane].finish(error=BackendError("lost"))
+        with pytest.raises(BackendError):
+            await tasks[lane]
+    for lane in (2, 3):
+        by_lane[lane].finish()
+        await tasks[lane]
+    assert world.proven == [2]  # told once: lane 0 took lane 1 with it
+    answers = [world.submit(name, compat=name) for name in "cd"]
+    calls = [await world.search.next_call() for _ in answers]
+    assert {call.lane for call in calls} == {2, 3}
+    waiting = world.submit("waiting")
+    await settle()
+    assert (world.batcher.depth, world.batcher.lanes_busy) == (1, 2)  # lanes 0 and 1 stand idle
+
+    probing = asyncio.create_task(world.batcher.probe(FakeQuery("probe"), deadline_s=world.time.now_s + 9))
+    probes = {call.lane: call for call in [await world.search.next_call() for _ in range(2)]}
+    assert set(probes) == {0, 1}
+    probes[1].finish()
+    call = await world.search.next_call()
+    assert (call.lane, names(call)) == (1, ["waiting"])
+    probes[0].finish(error=BackendError("still lost"))
+    with pytest.raises(BackendError, match="still lost"):
+        await probing
+    assert world.proven == [2, 3]
+    for held in (*calls, call):
+        held.finish()
+    await asyncio.gather(waiting, *answers)
+    assert world.observer.batches[-3:] == [(1, "probe"), (1, "probe"), (1, "lane_free")]
+
+
+async def test_a_probe_of_a_lane_that_hangs_ends_at_its_deadline() -> None:
+    world = World()
+    task = world.submit("lost")
+    (await world.search.next_call()).finish(error=BackendError("lost"))
+    with pytest.raises(BackendError):
+        await task
+    probing = asyncio.create_task(world.batcher.probe(FakeQuery("probe"), deadline_s=world.time.now_s + 9))
+    call = await world.search.next_call()
+    world.time.advance(9)
+    with pytest.raises(DeadlineExceeded):
+        await probing
+    assert world.proven == [0]
+    await world.batcher.probe(FakeQuery("probe"), deadline_s=world.time.now_s + 9)  # no lane in doubt is free
+    call.finish()
+    await world.batcher.close()
+    assert world.proven == [0, 1]
+
+
+async def test_a_probe_touches_no_lane_that_is_proven() -> None:
+    world = World()
+    await world.batcher.probe(FakeQuery("probe"), deadline_s=world.time.now_s + 9)
+    assert world.observer.batches == []
+
+
 async def test_close_refuses_the_new_and_finishes_the_accepted() -> None:
     world = World(batch_wait_s=60.0, max_batch=1)
     first = await world.occupy_lane()
@@ -433,4 +504,199 @@ async def test_thousands_of_queries_with_cancellations_leave_nothing_behind() ->
     assert len(cancelled) == 200
     for n, result in enumerate(results):
         assert isinstance(result, asyncio.CancelledError) or result.result == f"hits of q{n}"
-    assert (world.batcher.depth, world.batcher._work, world.batcher._groups) == (0, 0, {})
+    assert (world.batcher.depth, world.batcher._queue.work, list(world.batcher._queue.groups())) == (0, 0, [])
+
+
+# Batches by work, and calls of many
+
+
+async def test_a_batch_ends_where_its_work_would_pass_the_limit() -> None:
+    world = World(batch_work_limit=100)
+    first = await world.occupy_lane()
+    tasks = [world.submit(name, cost=cost) for name, cost in [("a", 60), ("b", 40), ("c", 30), ("d", 500)]]
+    await settle()
+    first.finish()
+    order = []
+    for _ in range(3):
+        call = await world.search.next_call()
+        order.append(names(call))
+        call.finish()
+    assert order == [["a", "b"], ["c"], ["d"]]
+    assert [reason for _, reason in world.observer.batches[1:]] == ["full", "full", "full"]
+    await asyncio.gather(*tasks)
+
+
+async def test_a_call_of_many_has_one_outcome_a_query_in_order() -> None:
+    world = World(max_batch=2)
+    call = world.submit_many("a", "b", "c")
+    for _ in range(2):
+        (await world.search.next_call()).finish()
+    outcomes = await call
+    assert [outcome.result for outcome in outcomes] == ["hits of a", "hits of b", "hits of c"]
+    assert [outcome.batch_size for outcome in outcomes] == [2, 2, 1]
+    assert await world.batcher.submit_many([]) == []
+
+
+async def test_a_failed_batch_fails_only_its_queries_of_a_call() -> None:
+    world = World(max_batch=2)
+    call = world.submit_many("a", "b", "c")
+    (await world.search.next_call()).finish(error=BackendError("device lost"))
+    (await world.search.next_call()).finish()
+    a, b, c = await call
+    assert [type(outcome) for outcome in (a, b)] == [BackendError, BackendError]
+    assert a is not b
+    assert c.result == "hits of c"
+
+
+async def test_a_call_of_many_is_let_in_whole_or_not_at_all() -> None:
+    world = World(queue_limit=8, queue_work_limit=1000)
+    first = await world.occupy_lane()
+    some = world.submit_many("a", "b", "c")
+    await settle()
+    with pytest.raises(Overloaded, match="3 queries from batch calls"):
+        await world.batcher.submit_many([FakeQuery("d"), FakeQuery("e")])
+    assert world.batcher.depth == 3
+    assert world.observer.rejections == ["queue_full", "queue_full"]
+    alone = world.submit("alone")  # the other half of the queue is not theirs
+    first.finish()
+    for _ in range(2):
+        (await world.search.next_call()).finish()
+    await asyncio.gather(some, alone)
+
+
+async def test_a_call_larger_than_its_half_of_the_queue_is_let_in_when_it_is_empty() -> None:
+    world = World(queue_limit=4, max_batch=8)
+    first = await world.occupy_lane()
+    call = world.submit_many(*"abcd")
+    await settle()
+    first.finish()
+    (await world.search.next_call()).finish()
+    assert len(await call) == 4
+
+
+async def test_an_expired_call_keeps_the_outcomes_that_it_has() -> None:
+    world = World(max_batch=1)
+    call = world.submit_many("a", "b", "c", deadline_s=world.time.now_s + 1.0)
+    (await world.search.next_call()).finish()
+    on_lane = await world.search.next_call()
+    world.time.advance(1.0)
+    a, b, c = await call
+    assert a.result == "hits of a"
+    assert isinstance(b, DeadlineExceeded) and "searched" in str(b)
+    assert isinstance(c, DeadlineExceeded) and "queue" in str(c)
+    assert world.batcher.depth == 0
+    assert world.observer.rejections == ["expired", "expired"]
+    on_lane.finish()
+
+
+async def test_an_abandoned_call_leaves_the_queue() -> None:
+    world = World()
+    first = await world.occupy_lane()
+    call = world.submit_many("a", "b")
+    await settle()
+    call.cancel()
+    await settle()
+    assert (world.batcher.depth, world.observer.depth) == (0, 0)
+    first.finish()
+    await world.batcher.close()
+    assert world.observer.batches == [(1, "lane_free")]
+
+
+async def test_what_came_alone_goes_before_bulk_and_does_not_share_its_batches() -> None:
+    world = World(max_batch=4)
+    first = await world.occupy_lane()
+    bulk = world.submit_many("b1", "b2")
+    await settle()
+    world.time.advance(0.001)
+    alone = world.submit("alone")
+    await settle()
+    first.finish()
+    order = []
+    for _ in range(2):
+        call = await world.search.next_call()
+        order.append(names(call))
+        call.finish()
+    assert order == [["alone"], ["b1", "b2"]]
+    await asyncio.gather(bulk, alone)
+
+
+async def test_neither_kind_starves_the_other() -> None:
+    """While both always wait, bulk gets about its share of the work."""
+    world = World(max_batch=1, queue_limit=10_000, queue_work_limit=10**9)
+    first = await world.occupy_lane()
+    bulk = world.submit_many(*(f"b{n}" for n in range(100)))
+    alone = [world.submit(f"i{n}") for n in range(300)]
+    await settle()
+    first.finish()
+    order = []
+    for _ in range(200):
+        call = await world.search.next_call()
+        order.append(names(call)[0][0])
+        call.finish()
+    for window in (order[:40], order[80:120], order[160:]):
+        assert 8 <= window.count("b") <= 12
+    for _ in range(200):
+        (await world.search.next_call()).finish()
+    await asyncio.gather(bulk, *alone)
+
+
+async def test_bulk_is_served_while_single_queries_keep_coming_one_at_a_time() -> None:
+    world = World(max_batch=1)
+    first = await world.occupy_lane()
+    bulk = world.submit_many("b1", "b2")
+    tasks = []
+    order = []
+    call = first
+    for n in range(9):
+        tasks.append(world.submit(f"i{n}"))
+        await settle()
+        call.finish()
+        call = await world.search.next_call()
+        order.append(names(call)[0])
+    call.finish()
+    for _ in range(2):
+        (await world.search.next_call()).finish()
+    await asyncio.gather(bulk, *tasks)
+    assert "b1" in order[:3]
+    assert order.index("b2") > order.index("b1") + 1
+
+
+async def test_a_query_that_would_expire_in_the_queue_is_refused_on_arrival() -> None:
+    world = World()
+    first = await world.occupy_lane()  # cost 10
+    world.time.advance(0.5)
+    first.finish()  # so 0.05 s a unit of cost
+    await settle()
+    second = await world.occupy_lane()
+    waiting = world.submit("a", cost=30)  # 1.5 s of work
+    await settle()
+    with pytest.raises(Overloaded, match="1500 ms") as refused:
+        await world.batcher.submit(FakeQuery("late"), deadline_s=world.time.now_s + 1.0)
+    assert refused.value.retry_after_s == pytest.approx(1.5)
+    assert world.observer.rejections == ["too_late"]
+    patient = world.submit("patient", deadline_s=world.time.now_s + 2.0)
+    await settle()
+    second.finish()
+    (await world.search.next_call()).finish()
+    await asyncio.gather(waiting, patient)
+
+
+async def test_bulk_in_the_queue_hardly_delays_the_admission_of_what_comes_alone() -> None:
+    world = World(queue_limit=100, queue_work_limit=10**6)
+    first = await world.occupy_lane()
+    world.time.advance(0.5)
+    first.finish()
+    await settle()
+    second = await world.occupy_lane()
+    bulk = world.submit_many(*(f"b{n}" for n in range(40)))  # 20 s of work
+    await settle()
+    alone = world.submit("alone", deadline_s=world.time.now_s + 1.0)
+    await settle()
+    second.finish()
+    call = await world.search.next_call()
+    assert names(call) == ["alone"]
+    call.finish()
+    await alone
+    for _ in range(10):
+        (await world.search.next_call()).finish()
+    await bulk

@@ -73,3 +73,39 @@ def test_console_lines_are_for_reading() -> None:
 def test_request_ids_differ() -> None:
     assert new_request_id() != new_request_id()
     assert len(new_request_id()) == 32
+
+
+def test_an_exception_on_a_console_shows_no_local_variables() -> None:
+    stream = io.StringIO()
+    configure_logging(level="info", log_format="console", stream=stream)
+    secret = "a key that a caller sent"
+    try:
+        raise ValueError(len(secret))
+    except ValueError:
+        get_logger("nann.x").exception("failed")
+    assert "ValueError" in stream.getvalue()
+    assert secret not in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("sent", "found"),
+    [
+        (f"00-{'a' * 32}-{'b' * 16}-01", True),
+        (f"01-{'a' * 32}-{'b' * 16}-01-more", True),
+        (f"ff-{'a' * 32}-{'b' * 16}-01", False),
+        (f"00-{'0' * 32}-{'b' * 16}-01", False),
+        (f"00-{'a' * 32}-{'0' * 16}-01", False),
+        (f"00-{'A' * 32}-{'b' * 16}-01", False),
+        (f"00-{'a' * 32}-{'b' * 16}-01\n", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_the_callers_trace(sent: str | None, found: bool) -> None:
+    stream = io.StringIO()
+    configure_logging(level="info", log_format="json", stream=stream)
+    with request_context("r-1", sent):
+        get_logger("nann.x").info("searched")
+    (line,) = lines(stream)
+    assert line["request_id"] == "r-1"
+    assert (line.get("trace_id"), line.get("parent_id")) == (("a" * 32, "b" * 16) if found else (None, None))

@@ -19,6 +19,16 @@ CONTRACT = {
     "nann_index_items",
     "nann_xla_compilations_total",
 }
+# Beyond the contract: readiness says nothing while one device of several is lost.
+MORE = {
+    "nann_lanes_doubted",
+    "nann_model_load_failures_total",
+    "nann_model_measured_recall",
+    "nann_shadow_recall",
+    "nann_shadow_samples_total",
+    "nann_user_store_duration_seconds",
+    "nann_user_store_failures_total",
+}
 
 
 def served(metrics: Metrics, model: str = "nann", version: int = 3, n_items: int = 1000) -> None:
@@ -33,7 +43,7 @@ def test_exactly_the_names_of_the_contract_and_those_of_the_process() -> None:
     metrics = Metrics()
     text, content_type = metrics.render()
     names = {line.split()[2] for line in text.decode().splitlines() if line.startswith("# TYPE")}
-    assert {name for name in names if name.startswith("nann_")} == CONTRACT
+    assert {name for name in names if name.startswith("nann_")} == CONTRACT | MORE
     assert {name.split("_")[0] for name in names} == {"nann", "process"}
     assert content_type.startswith("text/plain")
 
@@ -95,8 +105,30 @@ def test_versions_come_and_go_and_no_counter_falls() -> None:
     assert value(metrics, "nann_xla_compilations_total") == 24
     assert value(metrics, "nann_items_scored_sum") == 6120
     assert value(metrics, "nann_search_steps_sum") == 9
+    metrics.version_loading("nann", 4)
+    metrics.load_failed("nann", 4)
+    assert value(metrics, "nann_model_ready", model="nann", version="4") == 0
+    assert value(metrics, "nann_model_load_failures_total", model="nann") == 1
+    metrics.version_gone("nann", 4)
     metrics.version_gone("nann", 3)
-    assert value(metrics, "nann_model_ready", model="nann", version="3") == 0
+    assert value(metrics, "nann_model_ready", model="nann", version="3") is None
     assert value(metrics, "nann_index_items") == 50
     assert value(metrics, "nann_xla_compilations_total") == 24
     assert metrics.model_label("nann") == "unknown"
+
+
+def test_live_recall_is_told_by_model_and_profile() -> None:
+    metrics = Metrics()
+    metrics.observe_shadow_recall("nann", "fast", 0.97)
+    metrics.shadow_sampled("nann", "measured")
+    assert value(metrics, "nann_shadow_recall_sum", model="nann", profile="fast") == 0.97
+    assert value(metrics, "nann_shadow_recall_bucket", model="nann", profile="fast", le="0.95") == 0
+    assert value(metrics, "nann_shadow_samples_total", model="nann", outcome="measured") == 1
+
+
+def test_the_recall_a_version_was_published_with_goes_away_with_it() -> None:
+    metrics = Metrics()
+    metrics.version_ready("nann", 3, n_items=1, load_s=1.0, compilations=lambda: 0, measured_recall=0.985)
+    assert value(metrics, "nann_model_measured_recall", model="nann", version="3") == 0.985
+    metrics.version_gone("nann", 3)
+    assert value(metrics, "nann_model_measured_recall", model="nann", version="3") is None

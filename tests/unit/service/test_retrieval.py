@@ -409,8 +409,46 @@ async def test_a_name_that_the_model_could_never_know_is_no_user(worlds: Any) ->
         await world.service.record_events("alice", [1])
 
 
-async def test_a_broken_store_is_unavailable_and_harms_only_those_who_need_it(worlds: Any) -> None:
+async def test_without_the_store_a_user_is_answered_from_the_base_history_and_told(worlds: Any) -> None:
     world = await worlds()
+    await world.service.record_events(1, [5])
+    await world.service.record_events(77, [5])
+    world.store.broken = True
+    reply, no_base, by_history = await world.service.retrieve_many(
+        [RetrieveRequest(user_id=1), RetrieveRequest(user_id=77), RetrieveRequest(history=[1])]
+    )
+    assert [note.code for note in reply.notes] == ["live_history_missing"]
+    assert type(no_base) is Unavailable  # the store may know them: this is no 404
+    assert by_history.notes == ()
+    for call in (
+        world.service.record_events(1, [1]),
+        world.service.user(1),
+        world.service.delete_user(1),
+    ):
+        with pytest.raises(Unavailable, match="user store"):
+            await call
+    sample = world.metrics.registry.get_sample_value
+    name = "nann_user_store_failures_total"
+    assert [sample(name, {"operation": o}) for o in ("read", "append")] == [3, 1]
+    world.store.broken = False
+    assert (await world.retrieve(user_id=1)).notes == ()
+    assert world.asked.history == (10, 11, 12, 5)
+    assert sample("nann_user_store_duration_seconds_count", {"operation": "append"}) == 2
+
+
+async def test_an_outage_of_the_store_is_logged_once_and_so_is_its_end(
+    worlds: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = await worlds()
+    for broken in (True, True, True, False, False, True):
+        world.store.broken = broken
+        await world.retrieve(user_id=1)
+    told = [line for line in capsys.readouterr().out.splitlines() if "user store" in line]
+    assert ["fails" in line for line in told] == [True, False, True]
+
+
+async def test_a_broken_store_is_unavailable_and_harms_only_those_who_need_it(worlds: Any) -> None:
+    world = await worlds(user_store_failure="error")
     world.store.broken = True
     for call in (
         world.retrieve(user_id=1),
@@ -441,12 +479,51 @@ async def test_a_failed_search_takes_readiness_away_until_a_real_search_succeeds
         await world.retrieve(history=[1])
     assert not world.health.ready
     with pytest.raises(seen):
-        await world.service.probe("nann")
+        await world.service.probe("nann", 3)
     assert not world.health.ready
     world.engine.search_error = None
-    await world.service.probe("nann")
+    await world.service.probe("nann", 3)
     assert world.health.ready
     assert world.asked.history == [0]  # a walk from a real item, through the batcher
+
+
+async def test_a_lost_device_takes_neither_readiness_nor_more_than_its_batches(worlds: Any) -> None:
+    devices = ("cuda:0", "cuda:0", "cuda:1", "cuda:1")
+    world = await worlds(FakeEngine(version=3, lanes=4, lane_devices=devices))
+    world.engine.broken_devices = {"cuda:0"}
+
+    async def sixteen() -> list[Any]:
+        calls = (world.retrieve(history=[n]) for n in range(16))
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    first, second = await sixteen(), await sixteen()
+    lost = [error for error in first if isinstance(error, BaseException)]
+    assert 1 <= len(lost) <= 8  # what was on its two lanes
+    assert {str(error) for error in lost} == {"cuda:0 is lost"}
+    assert all(isinstance(reply, RetrieveReply) for reply in second)
+    assert (world.health.ready, world.health.doubted) == (True, [("nann", 3)])
+    sample = world.metrics.registry.get_sample_value
+    assert sample("nann_lanes_doubted", {"model": "nann", "version": "3"}) == 2
+    with pytest.raises(BackendError, match="cuda:0 is lost"):
+        await world.service.probe("nann", 3)
+    assert world.health.ready
+    world.engine.broken_devices = set()
+    await world.service.probe("nann", 3)
+    assert (world.health.doubted, sample("nann_lanes_doubted", {"model": "nann", "version": "3"})) == ([], 0)
+
+
+async def test_readiness_goes_with_the_last_device_and_comes_back_with_the_first(worlds: Any) -> None:
+    world = await worlds(FakeEngine(version=3, lanes=2, lane_devices=("cuda:0", "cuda:1")))
+    world.engine.broken_devices = {"cuda:0", "cuda:1"}
+    for _ in range(3):
+        with pytest.raises(BackendError):  # at once, and not at the deadline
+            await world.retrieve(history=[1])
+    assert (world.health.ready, world.health.impaired_models) == (False, {"nann"})
+    world.engine.broken_devices = {"cuda:0"}
+    with pytest.raises(BackendError, match="cuda:0"):
+        await world.service.probe("nann", 3)
+    assert world.health.ready
+    assert len((await world.retrieve(history=[1])).hits.item_ids) == 200
 
 
 async def test_a_bad_query_takes_no_readiness(worlds: Any) -> None:

@@ -89,7 +89,11 @@ def test_a_real_port_in_the_same_variable_counts(monkeypatch: pytest.MonkeyPatch
     [
         ({}, r"--repository \(NANN_REPOSITORY\) is required"),
         ({"repository": "r", "lanes": 0}, r"--lanes \(NANN_LANES\).*greater than or equal to 1, got 0"),
-        ({"repository": "r", "device": "tpu"}, "'auto' or 'cpu'"),
+        ({"repository": "r", "device": "tpu"}, r"--device \(NANN_DEVICE\).*'tpu' names no devices"),
+        ({"repository": "r", "device": "cuda:0,cuda:0"}, "names a device twice"),
+        ({"repository": "r", "device": "cpu,cuda:0"}, "names no devices"),
+        ({"repository": "r", "device_memory_limit": "most"}, r"--device-memory-limit.*bytes \(20GiB\)"),
+        ({"repository": "r", "xla_memory_fraction": 1.5}, "--xla-memory-fraction"),
         ({"repository": "r", "wings": 2}, "--wings"),
         ({"repository": "r", "queue_limit": 8}, "could never be admitted"),
         ({"repository": "r", "rest_port": 70000}, "65535"),
@@ -98,6 +102,34 @@ def test_a_real_port_in_the_same_variable_counts(monkeypatch: pytest.MonkeyPatch
 def test_wrong_settings_name_the_flag_and_the_variable(flags: dict[str, object], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         load_settings({}, **flags)
+
+
+TF_SERVING = [
+    # The first seed: -p 8501:8501 -p 8500:8500 --mount …,target=/models/nann -e MODEL_NAME=nann
+    ({"MODEL_NAME": "nann"}, {}, ("/models", "nann")),
+    # The fifth: -e MODEL_BASE_PATH=$(pwd)/tf_model -e MODEL_NAME=din
+    ({"MODEL_NAME": "din", "MODEL_BASE_PATH": "/home/me/tf_model"}, {}, ("/home/me/tf_model", "din")),
+    ({"MODEL_BASE_PATH": "/models"}, {}, ("/models", None)),
+    ({"MODEL_NAME": "x"}, {"repository": "r"}, ("r", None)),
+    ({"MODEL_NAME": "x", "NANN_REPOSITORY": "r"}, {}, ("r", None)),
+    ({"MODEL_NAME": "x", "NANN_MODEL": "nann"}, {}, ("/models", "nann")),
+    ({"MODEL_NAME": "x"}, {"model": "nann"}, ("/models", "nann")),
+    ({"MODEL_NAME": "x"}, {"model_config_file": "/etc/nann/models.config"}, ("/etc/nann", None)),
+]
+
+
+@pytest.mark.parametrize(("environ", "flags", "expected"), TF_SERVING, ids=range(len(TF_SERVING)))
+def test_the_variables_of_tensorflow_servings_container(
+    monkeypatch: pytest.MonkeyPatch,
+    environ: dict[str, str],
+    flags: dict[str, str],
+    expected: tuple[str, str | None],
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings(**flags)
+    assert (str(settings.repository), settings.model) == expected
+    assert (settings.rest_port, settings.grpc_port) == (8501, 8500)
 
 
 def test_passwords_are_hidden_when_printed() -> None:
@@ -109,6 +141,27 @@ def test_passwords_are_hidden_when_printed() -> None:
     assert set(printed) == set(Settings.model_fields)
 
 
-def test_the_xla_cache_follows_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("url", "printed"),
+    [
+        ("redis://:hunter2@host/0", "redis://:**********@host/0"),
+        ("rediss://me:hunter2#/@host", "rediss://me:**********@host"),
+        ("redis://host/0?password=hunter2&db=1", "redis://host/0?password=**********&db=1"),
+        ("rediss://host?ssl_password=hunter2", "rediss://host?ssl_password=**********"),
+        ("redis://host:6379/0", "redis://host:6379/0"),
+    ],
+)
+def test_a_password_is_hidden_wherever_a_url_has_it(url: str, printed: str) -> None:
+    assert load_settings(repository="r", user_store=url).printable()["user_store"] == printed
+
+
+def test_the_caches_follow_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert load_settings(repository="r").xla_cache_dir == Path("/somewhere/nann/xla")
+    settings = load_settings(repository="r")
+    assert settings.xla_cache_dir == Path("/somewhere/nann/xla")
+    assert settings.kernel_cache_dir == Path("/somewhere/nann/cupy")
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:3", "cuda:0,cuda:1"])
+def test_devices_that_may_be_written(device: str) -> None:
+    assert load_settings({}, repository="r", device=device).device == device

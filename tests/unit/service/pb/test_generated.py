@@ -9,19 +9,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[4]
-PACKAGE = ROOT / "nann" / "service" / "pb"
+PACKAGES = ("nann/service/pb", "client/nann_client/pb")
 
 
 def test_committed_files_are_the_generated_ones(tmp_path: Path) -> None:
     pytest.importorskip("grpc_tools")
     # In a process of its own: protoc's C++ does not live beside TensorFlow's.
     subprocess.run([sys.executable, str(ROOT / "protos" / "generate.py"), str(tmp_path)], check=True)
-    fresh = {path.name: path.read_bytes() for path in (tmp_path / "nann/service/pb").iterdir()}
-    committed = {
-        path.name: path.read_bytes()
-        for path in PACKAGE.iterdir()
-        if path.is_file() and path.name != "__init__.py"
-    }
+    fresh, committed = (
+        {
+            f"{package}/{path.name}": path.read_bytes()
+            for package in PACKAGES
+            for path in (root / package).iterdir()
+            if path.is_file() and path.name != "__init__.py"
+        }
+        for root in (tmp_path, ROOT)
+    )
     assert fresh.keys() == committed.keys()
     different = [name for name, content in fresh.items() if committed[name] != content]
     assert not different, f"run `make proto`: {different} differ"
@@ -69,6 +72,7 @@ def test_our_field_numbers_are_tensorflows() -> None:
     pytest.importorskip("tensorflow_serving")
     program = """
 from tensorflow_serving.apis import predict_pb2, get_model_status_pb2, get_model_metadata_pb2
+from tensorflow_serving.apis import model_management_pb2, prediction_log_pb2
 from google.protobuf import descriptor_pool
 from nann.service.wire.tf_messages import POOL
 theirs = descriptor_pool.Default()

@@ -125,6 +125,17 @@ def test_unknown_rank() -> None:
         decode_tensor(proto, "x")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "field", "value"), [("DT_HALF", "half_val", 15360), ("DT_STRING", "string_val", b"x")]
+)
+def test_a_few_bytes_do_not_become_much_memory(dtype: str, field: str, value: Any) -> None:
+    proto = tensor(dtype, [1 << 21], **{field: [value]})
+    with pytest.raises(InvalidQuery, match="left out"):
+        decode_tensor(proto, "x")
+    proto.tensor_shape.dim[0].size = 1 << 20
+    assert decode_tensor(proto, "x").shape == (1 << 20,)
+
+
 def test_encoding_an_unknown_dtype_is_our_mistake() -> None:
     with pytest.raises(TypeError, match="complex64"):
         encode_tensor(np.zeros(1, dtype=np.complex64))

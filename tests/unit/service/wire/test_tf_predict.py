@@ -11,12 +11,11 @@ from nann.service.errors import UnknownSignature
 from nann.service.types import ModelMetadata, RetrieveReply, VersionStatus
 from nann.service.wire import tf_messages
 from nann.service.wire.tensors import decode_tensor, encode_tensor
+from nann.service.wire.tf_choice import model_choice, servable_not_found
 from nann.service.wire.tf_predict import (
     metadata_response,
-    model_choice,
     predict_call,
     predict_response,
-    servable_not_found,
     status_response,
 )
 

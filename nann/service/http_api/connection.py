@@ -1,0 +1,162 @@
+"""One HTTP connection, with the limits that uvicorn does not have.
+
+uvicorn's own protocol waits for ever for the rest of a request, lets a head grow without bound, holds any
+number of connections, and waits for ever for a caller who does not read the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+from typing_extensions import override
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from nann.service.logs import new_request_id
+from nann.service.wire.rest_json import body_of_error
+
+__all__ = ["REFUSALS", "Limits", "limited_connection"]
+
+# Failures of a connection, before there is a request: code -> status.
+REFUSALS: Final = {"malformed_http": 400, "headers_too_large": 431}
+# Requests sent ahead of their answers; each costs memory, and nobody but a load generator sends more.
+_MAX_PIPELINED: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one caller may cost; see the settings of these names."""
+
+    max_connections: int
+    max_header_bytes: int
+    client_timeout_s: float
+
+
+def limited_connection(limits: Limits) -> type[asyncio.Protocol]:
+    """The protocol class for ``uvicorn.Config(http=…)``, which makes its instances itself."""
+
+    class LimitedConnection(_Connection):
+        LIMITS = limits
+
+    return LimitedConnection
+
+
+class _Refused(Exception):
+    """Ends the parsing; the caller has been answered."""
+
+
+class _Connection(HttpToolsProtocol):
+    LIMITS: Limits
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._reading: asyncio.TimerHandle | None = None
+        self._writing: asyncio.TimerHandle | None = None
+        self._in_head = True
+        self._unfinished_head_bytes = 0
+        self._chunk_ended_a_request = False
+
+    # From the transport
+
+    @override
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.LIMITS.max_connections:
+            # Not even an answer: who holds this many connections does not read it.
+            transport.abort()
+            return
+        self._reading = self._later(self._too_slow)
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        if self._reading is None:
+            self._reading = self._later(self._too_slow)
+        self._chunk_ended_a_request = False
+        super().data_received(data)
+        # The parser itself keeps a header until it is complete, so nobody else sees it grow.
+        if self._in_head and not self._chunk_ended_a_request:
+            self._unfinished_head_bytes += len(data)
+            if self._unfinished_head_bytes > self.LIMITS.max_header_bytes:
+                self._refuse_head()
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cancel_timers()
+        super().connection_lost(exc)
+
+    @override
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._writing = self._later(self.transport.abort)
+
+    @override
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._writing is not None:
+            self._writing.cancel()
+            self._writing = None
+
+    # From the parser
+
+    @override
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._unfinished_head_bytes = 0
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if size > self.LIMITS.max_header_bytes:
+            self._refuse_head()
+            raise _Refused
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            self.send_400_response(f"more than {_MAX_PIPELINED} requests wait for an answer")
+            raise _Refused
+        super().on_headers_complete()
+
+    @override
+    def on_message_complete(self) -> None:
+        self._in_head = True
+        self._chunk_ended_a_request = True
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+        super().on_message_complete()
+
+    # Answers
+
+    @override
+    def send_400_response(self, msg: str) -> None:
+        self._refuse("malformed_http", msg)
+
+    def _refuse_head(self) -> None:
+        self._refuse(
+            "headers_too_large", f"the request line and headers exceed {self.LIMITS.max_header_bytes} bytes"
+        )
+
+    def _refuse(self, code: str, message: str) -> None:
+        if self.transport.is_closing():
+            return
+        content = orjson.dumps(body_of_error(code, message, new_request_id()))
+        self.transport.write(
+            STATUS_LINE[REFUSALS[code]] + b"content-type: application/json\r\nconnection: close\r\n"
+            b"content-length: %d\r\n\r\n%s" % (len(content), content)
+        )
+        self.transport.close()
+
+    # Time
+
+    def _later(self, then: Callable[[], None]) -> asyncio.TimerHandle:
+        return self.loop.call_later(self.LIMITS.client_timeout_s, then)
+
+    def _too_slow(self) -> None:
+        if self.flow.read_paused:  # it is we who do not read
+            self._reading = self._later(self._too_slow)
+        else:
+            self._reading = None
+            self.transport.close()
+
+    def _cancel_timers(self) -> None:
+        for timer in (self._reading, self._writing):
+            if timer is not None:
+                timer.cancel()

@@ -1,0 +1,51 @@
+"""The REST server: uvicorn, with our limits and certificates and without its signal handlers."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import uvicorn
+from fastapi import FastAPI
+from typing_extensions import override
+
+from nann.service.http_api.connection import Limits, limited_connection
+from nann.service.settings import Settings
+from nann.service.tls import Tls
+
+__all__ = ["HttpServer", "create_http_server"]
+
+# Above the idle timeout of common proxies (60 s), so that it is they who close an idle connection;
+# the other way round they lose requests to a connection that closes under them.
+_KEEP_ALIVE_S = 75
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without its signal handlers: ours end both transports together."""
+
+    @override
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def create_http_server(app: FastAPI, settings: Settings, tls: Tls | None = None) -> HttpServer:
+    """The server of `app`; give ``serve`` the sockets to listen on."""
+    limits = Limits(settings.max_connections, settings.max_header_bytes, settings.client_timeout_s)
+    return HttpServer(
+        uvicorn.Config(
+            app,
+            http=limited_connection(limits),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            # Nobody in front of us is known, so nobody may say that a caller is somebody else.
+            proxy_headers=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=math.ceil(settings.drain_grace_s),
+            ssl_context_factory=None if tls is None else lambda _config, _default: tls.server_context,
+        )
+    )

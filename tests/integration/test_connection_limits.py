@@ -1,0 +1,224 @@
+"""What a caller may cost before there is a request: connections, heads, patience; over both transports."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from fake_engine import PATIENCE_S, FakeEngine
+from transports import Transports
+
+from nann.service.pb import retrieval_pb2 as pb
+
+MAX_HEADER = 2048
+MAX_CONNECTIONS = 8
+CLIENT_TIMEOUT_S = 0.3
+RETRIEVE = "/nann.retrieval.v1.RetrievalService/Retrieve"
+OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
+HEAD = b"POST /retrieve HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[Transports]:
+    limits = {
+        "max_header_bytes": MAX_HEADER,
+        "max_connections": MAX_CONNECTIONS,
+        "client_timeout_s": CLIENT_TIMEOUT_S,
+    }
+    async with Transports(tmp_path, FakeEngine(), **limits).open() as opened:
+        yield opened
+
+
+async def connect(world: Transports) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection(*world.address)
+
+
+async def exchange(world: Transports, content: bytes) -> tuple[int, Any]:
+    """Status (0: closed without a word) and JSON of what comes until the server closes."""
+    reader, writer = await connect(world)
+    writer.write(content)
+    answer = await until_closed(reader)
+    writer.close()
+    if not answer:
+        return 0, None
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)
+
+
+async def until_closed(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await asyncio.wait_for(reader.read(), PATIENCE_S)
+    except ConnectionResetError:
+        return b""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        HEAD + b"X: " + b"x" * MAX_HEADER + b"\r\n\r\n",
+        HEAD + b"X: x\r\n" * MAX_HEADER + b"\r\n",
+        b"GET /" + b"x" * MAX_HEADER + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        # never complete
+        HEAD + b"X: " + b"x" * 2 * MAX_HEADER,
+        b"GET /" + b"x" * 2 * MAX_HEADER,
+    ],
+    ids=range(5),
+)
+async def test_a_head_is_bounded(world: Transports, content: bytes) -> None:
+    status, body = await exchange(world, content)
+    assert (status, body["error"]["code"]) == (431, "headers_too_large")
+
+
+async def test_a_head_that_grows_slowly_is_bounded_too(world: Transports) -> None:
+    reader, writer = await connect(world)
+    writer.write(HEAD + b"X: ")
+    for _ in range(10):
+        writer.write(b"x" * 200)
+        await asyncio.sleep(0)
+    writer.write(b"x" * 48)  # one too many, and nothing after it that would reset the connection
+    assert b" 431 " in await until_closed(reader)
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS on a plain port
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        HEAD + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n{}",
+        HEAD + b"Content-Length: -1\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+    ids=range(7),
+)
+async def test_what_is_no_http_is_refused_in_our_own_form(world: Transports, content: bytes) -> None:
+    status, body = await exchange(world, content)
+    assert (status, body["error"]["code"]) == (400, "malformed_http")
+    assert set(body["error"]) == {"code", "message", "request_id"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\r\n", HEAD, HEAD + b"Content-Length: 100\r\n\r\n{"],
+    ids=["nothing", "blank lines", "half a head", "half a body"],
+)
+async def test_who_does_not_go_on_is_cut_off(world: Transports, content: bytes) -> None:
+    assert await exchange(world, content) == (0, None)
+
+
+async def test_who_waits_for_an_answer_is_not_cut_off(world: Transports) -> None:
+    world.engine.gate.clear()
+    asked = asyncio.create_task(world.http.post("/retrieve", json={"history": [10]}))
+    await asyncio.sleep(3 * CLIENT_TIMEOUT_S)
+    world.engine.gate.set()
+    assert (await asked).status_code == 200
+    await asyncio.sleep(2 * CLIENT_TIMEOUT_S)
+    # A connection that is kept alive has the keep-alive's time.
+    assert (await world.http.post("/retrieve", json={"history": [10]})).status_code == 200
+
+
+async def test_who_does_not_read_is_cut_off(world: Transports) -> None:
+    reader, writer = await connect(world)
+    transport: Any = writer.transport
+    transport.pause_reading()
+    body = json.dumps({"queries": [{"history": [10], "k": 1000}] * 64}).encode()
+    one = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    writer.write(one * 30)  # answers of 3 MB each: more than the sockets hold
+    await asyncio.sleep(4 * CLIENT_TIMEOUT_S)
+    await asyncio.wait_for(_until_no_connection(world), PATIENCE_S)
+    writer.close()
+    del reader
+
+
+async def _until_no_connection(world: Transports) -> None:
+    while world.server.server_state.connections:  # noqa: ASYNC110  # uvicorn has no event for it
+        await asyncio.sleep(0.05)
+
+
+async def test_requests_sent_ahead_are_bounded(world: Transports) -> None:
+    world.engine.gate.clear()
+    body = b'{"history": [10]}'
+    status, answer = await exchange(world, (HEAD + b"Content-Length: 17\r\n\r\n" + body) * 200)
+    world.engine.gate.set()
+    assert (status, answer["error"]["code"]) == (400, "malformed_http")
+
+
+async def test_connections_are_bounded(world: Transports) -> None:
+    held = [await connect(world) for _ in range(MAX_CONNECTIONS)]
+    assert (await exchange(world, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 0
+    held[0][1].close()
+    await asyncio.sleep(0.05)
+    reader, writer = await connect(world)
+    writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert b" 200 " in await until_closed(reader)
+    for _, other in (*held, (reader, writer)):
+        other.close()
+
+
+async def code_of(call: Any) -> str:
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error.code().name
+    return "OK"
+
+
+async def test_metadata_is_bounded(world: Transports) -> None:
+    retrieve = world.channel.unary_unary(RETRIEVE)
+    assert await code_of(retrieve(b"\xff", metadata=(("x", "x" * 500),))) == "INVALID_ARGUMENT"
+    assert await code_of(retrieve(b"\xff", metadata=(("x", "x" * MAX_HEADER),))) == "RESOURCE_EXHAUSTED"
+
+
+async def test_compressed_messages_are_refused(world: Transports) -> None:
+    request = pb.RetrieveRequest(history=pb.IdList(ids=[pb.Id(number=10)] * 1000), k=1)
+    content = request.SerializeToString()
+    compressed = world.channel.unary_unary(RETRIEVE)(content, compression=grpc.Compression.Gzip)
+    assert await code_of(compressed) == "UNIMPLEMENTED"
+    assert await code_of(world.channel.unary_unary(RETRIEVE)(content)) == "OK"
+
+
+async def test_compressed_bodies_are_refused(world: Transports) -> None:
+    for coding, status in (("gzip", 415), ("br", 415), ("identity", 200)):
+        response = await world.http.post(
+            "/retrieve", json={"history": [10]}, headers={"content-encoding": coding}
+        )
+        assert response.status_code == status
+
+
+async def test_calls_in_progress_are_bounded(world: Transports) -> None:
+    world.engine.gate.clear()
+    request = pb.RetrieveRequest(history=pb.IdList(ids=[pb.Id(number=10)])).SerializeToString()
+    retrieve = world.channel.unary_unary(RETRIEVE)
+    target = f"127.0.0.1:{world.grpc_port}"
+    other = [grpc.aio.insecure_channel(target, OWN_CONNECTION) for _ in range(3)]
+    calls = [retrieve(request) for _ in range(MAX_CONNECTIONS)]
+    calls += [channel.unary_unary(RETRIEVE)(request, timeout=PATIENCE_S) for channel in other]
+    done, _ = await asyncio.wait(
+        [asyncio.ensure_future(code_of(call)) for call in calls],
+        timeout=PATIENCE_S,
+        return_when=asyncio.FIRST_COMPLETED,
+    )
+    assert {task.result() for task in done} == {"RESOURCE_EXHAUSTED"}
+    world.engine.gate.set()
+    for channel in other:
+        await channel.close()
+
+
+async def test_grpc_connections_are_bounded(world: Transports) -> None:
+    target = f"127.0.0.1:{world.grpc_port}"
+    channels = [grpc.aio.insecure_channel(target, OWN_CONNECTION) for _ in range(MAX_CONNECTIONS + 4)]
+    codes = [
+        await code_of(channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=2))
+        for channel in channels
+    ]
+    for channel in channels:
+        await channel.close()
+    assert codes[:MAX_CONNECTIONS] == ["OK"] * MAX_CONNECTIONS
+    assert set(codes[MAX_CONNECTIONS:]) == {"UNAVAILABLE"}
