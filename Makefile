@@ -11,7 +11,7 @@ help: ## show the targets
 setup: $(VENV)/.installed ## make .venv with the pinned dependencies
 
 check: setup ## formatting, lint, types, spelling, import rules
-	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy nann client/nann_client && $(BIN)/codespell && $(BIN)/lint-imports
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy nann client/nann_client && $(BIN)/codespell && $(BIN)/lint-imports && $(BIN)/clang-format --dry-run -Werror nann/engine/cuda/kernels/*.cu*
 
 test: setup ## every test but the demo
 	$(BIN)/python -m pytest $(ARGS)

@@ -76,6 +76,11 @@ class Backend(Protocol[BeamT, CandidatesT]):
     returns is valid until the lane's next `begin`; candidates and tiles until the next of their kind.
     """
 
+    @property
+    def launches(self) -> int:
+        """Kernels launched on a device so far; 0 where there is none."""
+        ...
+
     def begin(self, batch: int, *, with_answer: Sequence[Admission | None]) -> BeamT:
         """Take scratch for ``batch`` queries: empty pools, nothing visited.
 

@@ -87,6 +87,7 @@ class SearchEngine:
         self.max_batch = max_batch
         self.max_k = max_k
         self._artifact = artifact
+        self._backends = [backend for backend, _ in lanes]
         self._scorers = list(dict.fromkeys(scorer for _, scorer in lanes))
         self._catalog = Catalog(artifact)
         self._filters = FilterCache(self._catalog.table)
@@ -234,8 +235,10 @@ class SearchEngine:
         """
         if not 1 <= len(batch) <= self.max_batch or len({query.compat for query in batch}) != 1:
             raise ValueError(f"a batch holds 1 to {self.max_batch} queries of one compat")
+        backend = self._backends[lane]
+        before = backend.launches
         answers = self._lanes[lane][batch[0].retriever].search(batch, probe or silent)
-        hits = self._hits(batch, answers)
+        hits = self._hits(batch, answers, launches=backend.launches - before)
         if probe is not None:
             probe("results")
         return hits
@@ -277,7 +280,7 @@ class SearchEngine:
 
     def close(self) -> None:
         """Give the lanes' memory and the weights back; mapped files go with the last reference to them."""
-        self._lanes = []
+        self._lanes, self._backends = [], []
         for scorer in self._scorers:
             close = getattr(scorer, "close", None)
             if close is not None:
@@ -400,7 +403,9 @@ class SearchEngine:
 
     # -- results -------------------------------------------------------------------------------
 
-    def _hits(self, batch: Sequence[PreparedQuery], answers: Sequence[Answer]) -> list[Hits]:
+    def _hits(
+        self, batch: Sequence[PreparedQuery], answers: Sequence[Answer], *, launches: int
+    ) -> list[Hits]:
         """The answers by item id. Ids and scores become Python values once a batch, not once a query."""
         splits = [0, *itertools.accumulate(answer.item_index.size for answer in answers)]
         item_ids = self._catalog.item_ids(np.concatenate([answer.item_index for answer in answers]))
@@ -418,6 +423,7 @@ class SearchEngine:
                     "policy": query.params.policy,
                     "ef": query.params.ef if query.params.policy in ("best_first", "inner_product") else None,
                     "scored_per_step": list(answer.scored_per_step),
+                    "launches": launches,
                 },
             )
             for query, answer, (start, stop) in zip(batch, answers, itertools.pairwise(splits), strict=True)

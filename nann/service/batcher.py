@@ -36,9 +36,6 @@ DispatchReason: TypeAlias = Literal["full", "lane_free", "fill_timer", "closing"
 
 # Each new measurement of the service rate counts this much: the last ten or so batches decide.
 _RATE_SMOOTHING = 0.2
-# A query waits besides for the batch that is on its lane, which is half way through on average; without this
-# slack every query of an overload is let in just too late, and its search is in vain.
-_SEARCH_SLACK = 1.5
 # uvloop rounds timers to the nearest millisecond, so one may fire this much early.
 _TIMER_SLACK_S = 0.0005
 _NEVER_S = float("inf")
@@ -201,6 +198,7 @@ class Batcher(Generic[P, R]):
             limit=limits.queue_limit, work_limit=limits.queue_work_limit
         )
         self._seconds_per_cost: float | None = None
+        self._batch_s = 0.0
         self._dispatch_is_due = False
         self._fill_timer: TimerHandle | None = None
         self._closing = False
@@ -320,9 +318,10 @@ class Batcher(Generic[P, R]):
         if refusal is not None:
             reason, why = refusal
             raise self._refusal(reason, n, self._overloaded(f"the queue is full: {why}"))
-        answer_s = self._expected_wait_s(bulk=call.bulk) + _SEARCH_SLACK * self._expected_search_s(
-            max(entry.cost for entry in entries), self._queue.work + cost
-        )
+        wait_s = self._expected_s(self._queue.work_before(bulk=call.bulk), cost / n) / self._limits.n_lanes
+        batch_s = self._expected_batch_s(self._queue.work + cost, cost / n)
+        # The batch that is on the next lane is half done on average.
+        answer_s = wait_s + batch_s * (1 + 0.5 / self._limits.n_lanes)
         if self.depth and call.arrival_s + answer_s >= call.deadline_s:
             # It would expire, in the queue or on a lane; told now, the caller can still go elsewhere.
             why = f"an answer takes about {answer_s * 1e3:.0f} ms, longer than the deadline allows"
@@ -338,16 +337,19 @@ class Batcher(Generic[P, R]):
             return Overloaded(why)
         return Overloaded(why, retry_after_s=self._queue.work * self._seconds_per_cost / self._limits.n_lanes)
 
-    def _expected_wait_s(self, *, bulk: bool) -> float:
-        """How long a query that came now would wait for a lane; 0 while no rate is known."""
-        work = self._queue.work_before(bulk=bulk)
-        return work * (self._seconds_per_cost or 0.0) / self._limits.n_lanes
+    def _expected_s(self, work: float, cost: float) -> float:
+        """A lane's time for `work` in queries of `cost`; 0 while no rate is known.
 
-    def _expected_search_s(self, cost: int, work: int) -> float:
-        """How long a batch of queries of `cost` stays on a lane when so much `work` waits."""
-        limits = self._limits
-        batch_work = max(cost, min(work, cost * limits.max_batch, limits.batch_work_limit))
-        return batch_work * (self._seconds_per_cost or 0.0)
+        By items or by batches, whichever is less: a small batch is dear by the item, a long one as a batch.
+        """
+        return min(work * (self._seconds_per_cost or 0.0), work / self._full_batch(cost) * self._batch_s)
+
+    def _expected_batch_s(self, work: float, cost: float) -> float:
+        """A lane's time for a batch of queries of `cost` when so much `work` waits."""
+        return min(min(work, self._full_batch(cost)) * (self._seconds_per_cost or 0.0), self._batch_s)
+
+    def _full_batch(self, cost: float) -> float:
+        return max(cost, min(cost * self._limits.max_batch, self._limits.batch_work_limit))
 
     async def _answered(self, entries: Sequence[_Entry[P, R]]) -> list[Answer[R] | Exception]:
         call = entries[0].call
@@ -424,11 +426,11 @@ class Batcher(Generic[P, R]):
     def _take(self, group: Group[_Entry[P, R]], now_s: float) -> list[_Entry[P, R]]:
         """Up to a batch from the front of `group`, without those whose deadline would pass on the lane.
 
-        The last one is tried in any case: the expectation may be wrong, and only a search corrects it.
+        The last one is tried in any case: only a search corrects what is expected of searches.
         """
         batch: list[_Entry[P, R]] = []
         work = 0
-        done_s = now_s + self._expected_search_s(group.oldest.cost, group.work)
+        done_s = now_s + self._expected_batch_s(group.work, group.oldest.cost)
         while group.waiters and len(batch) < self._limits.max_batch:
             entry = group.oldest
             if entry.call.deadline_s <= (done_s if len(group.waiters) > 1 else now_s):
@@ -491,9 +493,9 @@ class Batcher(Generic[P, R]):
     def _learn_rate(self, search_s: float, cost: int) -> None:
         seconds_per_cost = search_s / max(cost, 1)
         if self._seconds_per_cost is None:
-            self._seconds_per_cost = seconds_per_cost
-        else:
-            self._seconds_per_cost += _RATE_SMOOTHING * (seconds_per_cost - self._seconds_per_cost)
+            self._seconds_per_cost, self._batch_s = seconds_per_cost, search_s
+        self._seconds_per_cost += _RATE_SMOOTHING * (seconds_per_cost - self._seconds_per_cost)
+        self._batch_s += _RATE_SMOOTHING * (search_s - self._batch_s)
 
     def _note_idleness(self) -> None:
         if not self.depth and not self.lanes_busy:

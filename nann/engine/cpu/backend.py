@@ -116,6 +116,10 @@ class CpuBackend:
         self._old_keys = np.empty(0, dtype=np.uint64)
         self._old_expanded = np.empty(0, dtype=np.uint8)
 
+    @property
+    def launches(self) -> int:
+        return 0
+
     def begin(self, batch: int, *, with_answer: Sequence[Admission | None]) -> CpuBeam:
         visited = self._visited[:batch]
         visited.fill(0)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from nann.offline.benchmark.gpu.corpus import make_corpus
+from nann.offline.benchmark.gpu.edges import choose_all, link_unreached
 from nann.offline.benchmark.gpu.graph import DEGREE, build_graph, find_near_items, link, reachable
 from nann.offline.benchmark.gpu.neighbors import balanced_blocks, nearest_neighbors
 
@@ -67,6 +68,25 @@ def test_the_first_edges_point_in_different_directions() -> None:
     table = link(line, exact_neighbors(line, 10).astype(np.int32))
     for item in range(1, 49):
         assert set(table[item, :2].tolist()) == {item - 1, item + 1}
+
+
+def test_an_edge_in_another_direction_comes_before_nearer_ones_in_the_same() -> None:
+    line = np.zeros((42, 64), np.float32)
+    line[1:41, 0] = 1 + np.arange(40) / 100
+    line[41, 0] = -3
+    out = np.full((42, 4), -1, np.int32)
+    choose_all(line, exact_neighbors(line, 41).astype(np.int32), out)
+    assert out[0].tolist() == [1, 41, 2, 3]
+
+
+def test_a_parent_gives_at_most_half_its_slots_to_the_unreached() -> None:
+    table = np.full((50, 8), -1, np.int32)
+    table[0] = np.arange(1, 9)
+    near = np.zeros((50, 1), np.int32)
+    reached = np.arange(50) < 9
+    link_unreached(table, near, reached)
+    assert table[0].tolist() == [1, 2, 3, 4, 12, 11, 10, 9]
+    assert reached.tolist() == [item < 13 for item in range(50)]
 
 
 def test_every_item_is_reached_from_the_entry_points() -> None:

@@ -59,6 +59,8 @@ def test_padded_columns_take_no_weight() -> None:
     weights = functions.weights(WEIGHTS, CORPUS.embeddings)
     users = {name: np.array(array) for name, array in functions.encode_user(weights, CORPUS.history).items()}
     items = {name: table[None, :50] for name, table in ITEMS.items()}
+    users["user_keys"][:] = 0  # every position takes the same weight
+    users["user_key_bias"][:, :, :50] = 0
     before = np.array(functions.score(weights, users, items))
     users["user_values"][:, 50:] = 7
     np.testing.assert_array_equal(functions.score(weights, users, items), before)
