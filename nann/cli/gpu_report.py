@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -171,9 +172,7 @@ class _Writer:
 
     def finish(self) -> None:
         """All steps have ended."""
-        text = self._write()
-        if self._docs is not None and self._may_replace(self._docs):
-            self._docs.write_text(text, encoding="utf-8")
+        self._publish(self._write())
         from nann.offline.benchmark.gpu.plots import draw
 
         for path in draw(self._report, self._output):
@@ -191,14 +190,28 @@ class _Writer:
         """A step hangs, and no thread can be stopped: write what there is and end the process."""
         hung = StepResult("the step after those above", "failed", why="it did not end, and was given up")
         self.take(hung)
+        self._publish(self._write())
         os._exit(1)
+
+    def _publish(self, text: str) -> None:
+        if self._docs is not None and self._may_replace(self._docs):
+            self._docs.write_text(text, encoding="utf-8")
 
     def _write(self) -> str:
         text = report_text(self._report)
-        body = json.dumps(self._report, indent=1, default=str)
+        body = json.dumps(_finite(self._report), indent=1, default=str)
         (self._output / "report.json").write_text(body + "\n", encoding="utf-8")
         (self._output / "gpu.md").write_text(text, encoding="utf-8")
         return text
+
+
+def _finite(value: Any) -> Any:
+    """The value without NaN and infinity, which JSON has no words for."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _command(options: Options) -> str:

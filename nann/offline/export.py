@@ -21,6 +21,8 @@ ProgramSetName = Literal["cpu", "gpu"]
 # A set takes 2 to 4 seconds and a quarter of a megabyte for any number of items: weights are not copied.
 ALL_PROGRAM_SETS: tuple[ProgramSetName, ...] = ("cpu", "gpu")
 
+# What a version brings for servers and not for the model: requests to be replayed at load (docs/artifact.md).
+_EXTRA = "assets.extra"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -43,6 +45,8 @@ def export(
 
     `programs` are the sets of XLA programs to be written beside the SavedModel, so that the version can be
     served without TensorFlow: for batches of up to `max_batch` queries, by default 16 (cpu) and 64 (gpu).
+
+    A folder ``index/assets.extra``, where there is one, is published too.
 
     Raises:
         FileNotFoundError: the run has no index.
@@ -81,6 +85,11 @@ def export(
             if not (index / relative).is_file():
                 continue  # the check below names it
             copy_file(index / relative, staging / relative)
+        if (index / _EXTRA).is_dir():
+            shutil.copytree(index / _EXTRA, staging / _EXTRA)
+            manifest = manifest.model_copy(
+                update={"files": manifest.files | hash_files(staging, under=_EXTRA)}
+            )
         if programs:
             written = _write_programs(staging, manifest, programs, max_batch, progress)
             files = manifest.files | hash_files(staging, under="programs")

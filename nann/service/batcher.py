@@ -338,10 +338,8 @@ class Batcher(Generic[P, R]):
         return Overloaded(why, retry_after_s=self._queue.work * self._seconds_per_cost / self._limits.n_lanes)
 
     def _expected_s(self, work: float, cost: float) -> float:
-        """A lane's time for `work` in queries of `cost`; 0 while no rate is known.
-
-        By items or by batches, whichever is less: a small batch is dear by the item, a long one as a batch.
-        """
+        """A lane's time for `work` in queries of `cost`: by items or by batches, whichever is less."""
+        # The time of a small batch is dear by the item; that of a rare long one tells nothing of the next.
         return min(work * (self._seconds_per_cost or 0.0), work / self._full_batch(cost) * self._batch_s)
 
     def _expected_batch_s(self, work: float, cost: float) -> float:

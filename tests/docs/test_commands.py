@@ -22,6 +22,7 @@ from documents import (
 )
 
 from nann.cli.main import app
+from nann.cli.reliability import app as reliability
 from nann.offline.build_index import PRESETS, GraphOptions
 
 GROUP: Any = typer.main.get_command(app)
@@ -98,7 +99,8 @@ def test_readme_shows_commands() -> None:
 
 @pytest.mark.parametrize("path", markdown_files(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_and_flags_in_inline_code_exist(path: Path) -> None:
-    everything = set().union(*map(_flags, COMMANDS.values()), _flags(GROUP), OTHERS)
+    commands = [*COMMANDS.values(), *typer.main.get_command(reliability).commands.values()]
+    everything = set().union(*map(_flags, commands), _flags(GROUP), OTHERS)
     unknown = []
     for code in inline_code(path.read_text(encoding="utf-8")):
         words = code.split()

@@ -20,7 +20,9 @@ from nann.service.errors import ERROR_TABLE
 from nann.service.http_api import docs as replies
 from nann.service.params import search_params
 from nann.service.settings import Settings
+from nann.service.types import ModelMetadata, VersionStatus
 from nann.service.wire.rest_json import BatchBody, EventsBody, RetrieveBody, requests_of_body
+from nann.service.wire.tf_rest import predict_call_of_body
 
 FILES = (
     *(ROOT / "README.md", DOCS / "api.md", DOCS / "errors.md", DOCS / "client.md"),
@@ -33,6 +35,17 @@ REPLIES: tuple[type[BaseModel], ...] = (
     replies.UserReply,
     replies.EventsReply,
     replies.DeletedReply,
+)
+# Histories are shortened to two numbers in the examples of Predict.
+TWO_WIDE = ModelMetadata(
+    model="nann",
+    version=1,
+    num_items=9,
+    history_length=1,
+    input_dim=2,
+    item_id_type="int",
+    user_id_type="int",
+    profiles=(),
 )
 HEALTH = {"status", "models", "impaired_models"}
 ELLIPSIS = re.compile(r",?\s*(…|\.\.\.)")
@@ -69,6 +82,16 @@ def test_a_json_example_is_a_request_or_a_reply(body: str) -> None:
     if any(_is(model, value) for model in REPLIES) or set(value) == HEALTH:
         if "error" in value:
             assert value["error"]["code"] in {row.code for row in ERROR_TABLE.values()}
+        return
+    if set(value) == {"models"}:
+        (statuses,) = value["models"].values()
+        assert [VersionStatus(**status) for status in statuses]
+        return
+    if {"inputs", "instances"} & set(value):
+        call, _ = predict_call_of_body(value, TWO_WIDE)
+        assert call.requests
+        return
+    if set(value) in ({"outputs"}, {"predictions"}):
         return
     if set(value) == set(EventsBody.model_fields):
         EventsBody.model_validate(value)

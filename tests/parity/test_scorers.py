@@ -57,9 +57,7 @@ def engines(tmp_path_factory) -> dict[str, SearchEngine]:
     }
     artifact = Artifact.open(directory)
     return {
-        name: SearchEngine(
-            artifact, cpu_lanes(artifact, [scorer], max_batch=MAX_BATCH), max_batch=MAX_BATCH
-        )
+        name: SearchEngine(artifact, cpu_lanes(artifact, [scorer], max_batch=MAX_BATCH), max_batch=MAX_BATCH)
         for name, scorer in scorers.items()
     }
 

@@ -26,9 +26,7 @@ def load_engine(directory: Path, *, max_batch: int = 1) -> SearchEngine:
     artifact = Artifact.open(directory)
     grid = BucketGrid(max_batch=max_batch, max_rows=128)
     scorer = TensorFlowScorer(directory, artifact.manifest, max_batch=max_batch, grid=grid)
-    engine = SearchEngine(
-        artifact, cpu_lanes(artifact, [scorer], max_batch=max_batch), max_batch=max_batch
-    )
+    engine = SearchEngine(artifact, cpu_lanes(artifact, [scorer], max_batch=max_batch), max_batch=max_batch)
     engine.warm_up()
     return engine
 

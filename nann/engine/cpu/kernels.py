@@ -130,7 +130,8 @@ def unit_inner_products(
 ) -> None:
     """``out = (vectors / norms) @ query``, 0 for a zero vector.
 
-    The loop waits for memory, so the norms cost it nothing. A sum's order is this loop's, so a product does not depend on who else asks.
+    The loop waits for memory, so the norms cost it nothing. A sum's order is this loop's, so a product
+    does not depend on who else asks.
     """
     for item in range(vectors.shape[0]):
         product = np.float32(0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -190,3 +191,16 @@ def test_a_version_is_positive_and_a_run_has_an_index(run: Path, tmp_path: Path)
         export(run, tmp_path / "repository", version=0)
     with pytest.raises(FileNotFoundError, match="nann index"):
         export(tmp_path, tmp_path / "repository")
+
+
+def test_what_a_version_brings_for_servers_is_published_with_its_hash(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    extra = copy / "index" / "assets.extra" / "tf_serving_warmup_requests"
+    extra.parent.mkdir()
+    extra.write_bytes(b"records")
+    version = export(copy, tmp_path / "repository")
+    assert (version / "assets.extra" / extra.name).read_bytes() == b"records"
+    assert read_manifest(version).files[f"assets.extra/{extra.name}"].bytes == len(b"records")
+    (version / "assets.extra" / extra.name).write_bytes(b"RECORDS")
+    with pytest.raises(ArtifactError, match=r"assets\.extra"):
+        Artifact.open(version, verify="full")

@@ -661,8 +661,8 @@ async def test_bulk_is_served_while_single_queries_keep_coming_one_at_a_time() -
     assert order.index("b2") > order.index("b1") + 1
 
 
-async def test_a_query_that_would_expire_in_the_queue_is_refused_on_arrival() -> None:
-    world = World()
+async def test_a_query_that_would_expire_is_refused_on_arrival() -> None:
+    world = World(max_batch=1)
     first = await world.occupy_lane()  # cost 10
     world.time.advance(0.5)
     first.finish()  # so 0.05 s a unit of cost
@@ -670,15 +670,52 @@ async def test_a_query_that_would_expire_in_the_queue_is_refused_on_arrival() ->
     second = await world.occupy_lane()
     waiting = world.submit("a", cost=30)  # 1.5 s of work
     await settle()
-    with pytest.raises(Overloaded, match="1500 ms") as refused:
-        await world.batcher.submit(FakeQuery("late"), deadline_s=world.time.now_s + 1.0)
+    # 1.5 s of work before it, half of a batch on the lane, and its own batch
+    with pytest.raises(Overloaded, match="2250 ms") as refused:
+        await world.batcher.submit(FakeQuery("late"), deadline_s=world.time.now_s + 2.0)
     assert refused.value.retry_after_s == pytest.approx(1.5)
     assert world.observer.rejections == ["too_late"]
-    patient = world.submit("patient", deadline_s=world.time.now_s + 2.0)
+    patient = world.submit("patient", deadline_s=world.time.now_s + 2.5)
     await settle()
     second.finish()
-    (await world.search.next_call()).finish()
+    for _ in range(2):
+        (await world.search.next_call()).finish()
     await asyncio.gather(waiting, patient)
+
+
+async def test_a_query_whose_deadline_would_pass_on_the_lane_is_not_searched() -> None:
+    world = World()
+    first = await world.occupy_lane()
+    world.time.advance(0.5)
+    first.finish()  # a batch takes 0.5 s
+    await settle()
+    second = await world.occupy_lane()
+    tight = world.submit("tight", deadline_s=world.time.now_s + 1.0)
+    await settle()
+    loose = world.submit("loose")
+    await settle()
+    world.time.advance(0.6)  # longer than expected
+    second.finish()
+    call = await world.search.next_call()
+    assert names(call) == ["loose"]
+    with pytest.raises(DeadlineExceeded):
+        await tight
+    call.finish()
+    await loose
+
+
+async def test_a_query_that_is_alone_is_tried_whatever_is_expected() -> None:
+    world = World()
+    first = await world.occupy_lane()
+    world.time.advance(5.0)  # a stall, after which no deadline would seem possible
+    first.finish()
+    await settle()
+    for _ in range(2):
+        asked = world.submit("asked", deadline_s=world.time.now_s + 1.0)
+        call = await world.search.next_call()
+        assert names(call) == ["asked"]
+        call.finish()
+        await asked
 
 
 async def test_bulk_in_the_queue_hardly_delays_the_admission_of_what_comes_alone() -> None:

@@ -68,7 +68,7 @@ def nearest_neighbors(
 
     blocks = balanced_blocks(vectors, _BLOCK_ITEMS)
     near = _near_blocks(vectors, blocks, near_blocks)
-    squares = np.einsum("nd,nd->n", vectors, vectors)
+    squares = np.einsum("ij,ij->i", vectors, vectors)
     put = partial(jax.device_put, device=device)
     tables = (put(vectors), put(squares), put(blocks), put(near))
     compare = jax.jit(_compare, static_argnames="k")
@@ -94,7 +94,7 @@ def _take(found: np.ndarray, blocks: np.ndarray, chosen: np.ndarray, answer: Any
 def _near_blocks(vectors: np.ndarray, blocks: np.ndarray, count: int) -> np.ndarray:
     """[B, near]: the blocks with the nearest centres, the block itself among them."""
     centres = np.stack([vectors[block[block >= 0]].mean(axis=0) for block in blocks])
-    squares = np.einsum("bd,bd->b", centres, centres)
+    squares = np.einsum("ij,ij->i", centres, centres)
     distances = squares[None] - 2 * centres @ centres.T
     return np.argsort(distances, axis=1, kind="stable")[:, :count].astype(np.int32)
 

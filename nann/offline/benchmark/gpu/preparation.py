@@ -22,7 +22,7 @@ from nann.offline.benchmark.gpu.world import World
 __all__ = ["Options", "Preparation", "jax_device"]
 
 # Bytes copied and the size of the matrices multiplied: far above the caches of the device.
-_GPU_CEILINGS, _CPU_CEILINGS = (2**32, 8192), (2**26, 512)
+_GPU_CEILINGS, _CPU_CEILINGS = (2**30, 8192), (2**26, 512)
 # Blocks that a block is compared with, and blocks a call: 128 blocks of distances are 200 MiB each.
 _GPU_NEAR, _CPU_NEAR = (128, 8), (16, 1)
 

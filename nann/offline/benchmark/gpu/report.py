@@ -90,6 +90,8 @@ def _verdict(report: Mapping[str, Any], on_gpu: bool) -> str:
         f"{GATE.items:,} items. **{verdict['words'][0].upper()}{verdict['words'][1:]}.**",
         "",
     ]
+    if verdict["met"] is False:
+        lines += [*_longest(steps, nann), ""]
     if on_gpu:
         best = max(loads, key=lambda row: row["qps"], default=None)
         cheap = max(_rows(steps, "cheapest"), key=lambda row: row["qps"], default=None)
@@ -100,6 +102,16 @@ def _verdict(report: Mapping[str, Any], on_gpu: bool) -> str:
             "",
         ]
     return "\n".join(lines)
+
+
+def _longest(steps: Mapping[str, Any], setting: Any) -> list[str]:
+    """What a missed gate spends its time on."""
+    profiled = next((row for row in _rows(steps, "profile") if row["setting"] == setting), None)
+    if profiled is None:
+        return ["Where its time goes was not measured."]
+    phases = where_time_goes(profiled)[:3]
+    words = [f"{name} {ms:.2f} ms ({share:.0%}: {remedy})" for name, ms, share, remedy in phases]
+    return [f"Where a search's time goes at NANN's load, and what would remove it: {'; '.join(words)}."]
 
 
 def _load_words(row: Mapping[str, Any] | None) -> str:

@@ -113,6 +113,15 @@ def test_only_loads_at_nann_s_load_are_judged() -> None:
     missed = step({"rows": [load("heavy", p99_ms=30.0)]})
     text = report_text(report(gate=missed, **{"lanes and batches": other}))
     assert "**Missed: p99 30.0 ms, not 10 ms" in text
+    assert "Where its time goes was not measured." in text
+
+
+def test_a_missed_gate_says_where_the_time_goes() -> None:
+    row = {"batch": 64, "plain_ms": 5.0, "total_ms": 6.0, "phases_ms": {"gather": 1.5, "score": 4.5}}
+    profiled = step({"rows": [row | {"setting": "other"}, row | {"setting": "heavy"}]})
+    text = report_text(report(gate=step({"rows": [load("heavy", p99_ms=30.0)]}), profile=profiled))
+    assert "what would remove it: score 4.50 ms (75%: the model's programs" in text
+    assert "what would remove it" not in report_text(report(profile=profiled))
 
 
 def test_an_easy_corpus_is_called_one() -> None:
