@@ -136,10 +136,10 @@ async def test_the_last_refusal_is_told_when_the_attempts_are_over(run: Any) -> 
         assert len(server.requests) == 3
 
 
-@pytest.mark.parametrize(
-    "wait", ["3600", format_datetime(datetime.now(timezone.utc) + timedelta(hours=1), usegmt=True)]
-)
-async def test_whoever_should_come_back_too_late_hears_so_at_once(wait: str, run: Any) -> None:
+@pytest.mark.parametrize("as_date", [False, True])
+async def test_whoever_should_come_back_too_late_hears_so_at_once(as_date: bool, run: Any) -> None:
+    in_an_hour = datetime.now(timezone.utc) + timedelta(hours=1)
+    wait = format_datetime(in_an_hour, usegmt=True) if as_date else "3600"
     async with scripted(refusal(429, "overloaded", retry_after=wait)) as (url, server):
         with pytest.raises(nc.Overloaded) as raised:
             await run(url, READ)
