@@ -36,6 +36,8 @@ _REQUEST_TIMEOUT_S = 30.0
 _GRACE_S: float = Settings.model_fields["drain_grace_s"].default
 # What is sent this long before the signal has been taken up by the server when it comes.
 _MARGIN_S = 0.25
+# So soon before the signal comes a burst, so that many wait for a lane when it comes.
+_BURST_LEAD_S = 0.5
 # A full queue is a refusal as clean as any.
 _ANSWERED = {OK, "overloaded", "resource_exhausted"}
 # The server's word; a closed door; a kept-alive connection that was closed before the server read from it.
@@ -44,11 +46,12 @@ _CLEAN = {*_ANSWERED, "not_ready", "unavailable", "connection_failed"}
 
 @dataclass(frozen=True, slots=True)
 class Pressure:
-    """Load on both transports together, for so long before the signal and after it."""
+    """Load on both transports together, for so long before the signal and after it, and a burst on each."""
 
     share: float = 1.5
     before_s: float = 3.0
     after_s: float = 3.0
+    burst: int = 64
     capacity_s: float = 6.0
 
 
@@ -212,15 +215,28 @@ async def _terminate(
                 for number, (target, timer) in enumerate(zip(targets, timers, strict=True))
             )
         )
-        await asyncio.sleep(pressure.before_s)
+        await asyncio.sleep(pressure.before_s - _BURST_LEAD_S)
+        bursts = asyncio.gather(*(_burst(target, pressure.burst) for target in targets))
+        await asyncio.sleep(_BURST_LEAD_S)
         signal_s = time.perf_counter()
         os.kill(server.pid, signal.SIGTERM)
         # WNOWAIT: whoever started it still has to be told how it ended.
         ended: Any = await asyncio.to_thread(os.waitid, os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
         took_s = time.perf_counter() - signal_s
-        rest, grpc = await loads
+        rest, grpc = ([*load, *burst] for load, burst in zip(await loads, await bursts, strict=True))
     exit_code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
     return rest, grpc, signal_s, exit_code, took_s
+
+
+async def _burst(target: Target, count: int) -> list[Sample]:
+    """Send `count` requests at once."""
+
+    async def request(i: int) -> Sample:
+        sent_s = time.perf_counter()
+        outcome = await target.send(i)
+        return Sample(sent_s, sent_s, time.perf_counter(), outcome)
+
+    return await asyncio.gather(*(request(i) for i in range(count)))
 
 
 def taken_up(log: bytes) -> Counter[tuple[str, str]]:

@@ -20,7 +20,7 @@ def test_a_server_told_to_go_answers_what_it_has_taken_up(tmp_path: Path) -> Non
         lambda: free_server(tmp_path, search_s=0.1, access_log=True, log_format="json"),
         tmp_path / "free.log",
         _USERS,
-        Pressure(before_s=0.8, after_s=0.6),
+        Pressure(before_s=0.8, after_s=0.6, burst=20),
         200.0,
         seed=0,
     )

@@ -235,18 +235,19 @@ def test_without_programs_or_tensorflow_the_refusal_says_what_to_install(
         assert module._choose_scorer("pjrt", [CPU], manifest, 1) == "pjrt"  # and `open_programs` refuses
 
 
-def test_lanes_of_the_cpu_share_a_scorer_and_one_name(tmp_path: Path) -> None:
+def test_lanes_of_the_cpu_have_one_name_and_share_what_may_be_shared(tmp_path: Path) -> None:
     model = attention(90)
     make_world(tmp_path, num_items=90)
     publish(model, tmp_path)
     publish_programs(tmp_path, max_batch=2, max_rows=256)
     artifact = Artifact.open(tmp_path)
-    for scorer, kind in [("auto", PjrtScorer), ("tensorflow", TensorFlowScorer)]:
+    for scorer, kind, scorers in [("auto", PjrtScorer, 3), ("tensorflow", TensorFlowScorer, 1)]:
         opened = module.open_lanes(artifact, [CPU], lanes=3, max_batch=2, scorer=scorer)  # type: ignore[arg-type]
         assert opened.devices == ("cpu",) * 3
         assert len({id(backend) for backend, _ in opened.pairs}) == 3
-        (shared,) = {id(found): found for _, found in opened.pairs}.values()
-        assert isinstance(shared, kind)
+        found = {id(scorer): scorer for _, scorer in opened.pairs}
+        assert len(found) == scorers
+        assert all(isinstance(each, kind) for each in found.values())
     engine = SearchEngine.load(tmp_path, lanes=2, max_batch=2)
     assert (engine.lane_devices, engine.placement) == (("cpu", "cpu"), "cpu: as told; scorer pjrt")
 

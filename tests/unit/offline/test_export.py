@@ -194,7 +194,7 @@ def test_a_version_is_positive_and_a_run_has_an_index(run: Path, tmp_path: Path)
 
 
 def test_what_a_version_brings_for_servers_is_published_with_its_hash(run: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
     extra = copy / "index" / "assets.extra" / "tf_serving_warmup_requests"
     extra.parent.mkdir()
     extra.write_bytes(b"records")
