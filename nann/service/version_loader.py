@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import threading
 import time
@@ -32,10 +31,6 @@ __all__ = ["LoadEngine", "VersionLoader", "engine_loader"]
 LoadEngine = Callable[[Path], "SearchEngine"]
 # Half of the way to the lowest priority: a tenth of a processor that searches want, all of an idle one.
 _NICENESS: Final = 10
-
-# Much of a load is Python, and a search asks for the interpreter dozens of times: each time it would wait
-# for the 5 ms that the interpreter leaves to whoever has it.
-_SWITCH_INTERVAL_S: Final = 0.0005
 
 T = TypeVar("T")
 
@@ -81,12 +76,7 @@ class VersionLoader:
             return engine
 
         started_s = time.monotonic()
-        interval_s = sys.getswitchinterval()
-        sys.setswitchinterval(min(interval_s, _SWITCH_INTERVAL_S))
-        try:
-            return await self._call(load), time.monotonic() - started_s
-        finally:
-            sys.setswitchinterval(interval_s)
+        return await self._call(load), time.monotonic() - started_s
 
     async def verify(self, version_dir: Path) -> None:
         """Check the files of a version before another one makes room for it; raises ArtifactError."""
