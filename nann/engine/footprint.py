@@ -8,9 +8,9 @@ from nann.engine.artifacts import Manifest
 
 __all__ = ["expected_load_bytes"]
 
-# A second version of Brunch (226,337 items: 160 MB of tables, 32 MB of weights) took 305 MB beyond what
-# it maps, a second one of the golden artifact (100 KB) 30 MB: the tables once, the weights twice (read,
-# then copied into variables), and what TensorFlow keeps for graphs and compiled programs.
+# A second version of Brunch (226,337 items: 160 MB of tables, 32 MB of weights) took 200 MB of anonymous
+# memory at its peak, one of MovieLens 1M (6 MB, 1 MB) 20 MB: the tables once, the weights up to twice (read,
+# then copied into variables). A version that compiles leaves up to 85 MB of programs besides.
 _COPIES_OF_WEIGHTS: Final = 2
 _PROGRAMS_BYTES: Final = 96 << 20
 # Titles and categories are dictionaries once read; Parquet keeps them several times smaller.
