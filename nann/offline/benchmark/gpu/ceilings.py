@@ -1,4 +1,4 @@
-"""What the device can do at most: bytes copied and half-precision multiply-adds a second, as measured."""
+"""What the device can do at most: bytes copied and multiply-adds a second, as measured."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from nann.offline.benchmark.gpu.programs import Precision
 
 __all__ = ["Ceilings", "measure_ceilings"]
 
@@ -24,10 +26,13 @@ class Ceilings:
     matmul_flops: float
     copy_bytes: int
     matmul_size: int
+    matmul_dtype: str
 
 
-def measure_ceilings(*, copy_bytes: int, matmul_size: int, device: Any = None) -> Ceilings:
-    """Copy `copy_bytes` and multiply two float16 matrices of `matmul_size`², on random data, through JAX."""
+def measure_ceilings(
+    *, copy_bytes: int, matmul_size: int, matmul_dtype: Precision, device: Any = None
+) -> Ceilings:
+    """Copy `copy_bytes` and multiply two matrices of `matmul_size`², on random data, through JAX."""
     import jax
     import jax.numpy as jnp
 
@@ -36,12 +41,16 @@ def measure_ceilings(*, copy_bytes: int, matmul_size: int, device: Any = None) -
     # XLA would leave a plain copy out; a negation moves the same bytes.
     copy_s = _median_s(jax.jit(jnp.negative), words)
     left, right = (
-        jax.device_put(rng.standard_normal((matmul_size, matmul_size), np.float32).astype(np.float16), device)
+        jax.device_put(
+            rng.standard_normal((matmul_size, matmul_size), np.float32).astype(matmul_dtype), device
+        )
         for _ in range(2)
     )
-    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32).astype(jnp.float16))
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32).astype(matmul_dtype))
     matmul_s = _median_s(product, left, right)
-    return Ceilings(2 * words.nbytes / copy_s, 2 * matmul_size**3 / matmul_s, words.nbytes, matmul_size)
+    return Ceilings(
+        2 * words.nbytes / copy_s, 2 * matmul_size**3 / matmul_s, words.nbytes, matmul_size, matmul_dtype
+    )
 
 
 def _median_s(function: Callable[..., Any], *arguments: Any) -> float:

@@ -83,9 +83,13 @@ class Preparation:
         )
 
     def _measure_ceilings(self, deadline: Deadline) -> dict[str, Any]:
-        copy_bytes, matmul_size = _GPU_CEILINGS if self._options.on_gpu else _CPU_CEILINGS
+        on_gpu = self._options.on_gpu
+        copy_bytes, matmul_size = _GPU_CEILINGS if on_gpu else _CPU_CEILINGS
         ceilings = measure_ceilings(
-            copy_bytes=copy_bytes, matmul_size=matmul_size, device=jax_device(self._options.device)
+            copy_bytes=copy_bytes,
+            matmul_size=matmul_size,
+            matmul_dtype="float16" if on_gpu else "float32",
+            device=jax_device(self._options.device),
         )
         return asdict(ceilings)
 

@@ -127,7 +127,7 @@ def _machine(report: Mapping[str, Any]) -> str:
     if ceilings := report["steps"].get("ceilings", {}).get("figures"):
         lines += [
             f"- ceilings, measured: copy {ceilings['copy_bytes_per_s'] / 1e9:,.0f} GB/s (read and written, "
-            f"of {ceilings['copy_bytes'] / 2**20:,.0f} MiB), half-precision product "
+            f"of {ceilings['copy_bytes'] / 2**20:,.0f} MiB), {ceilings['matmul_dtype']} product "
             f"{ceilings['matmul_flops'] / 1e12:,.2f} TFLOP/s ({ceilings['matmul_size']:,}²)"
         ]
     return "\n".join([*lines, ""])
@@ -201,7 +201,7 @@ def _found(steps: Mapping[str, Any], names: Sequence[str], report: Mapping[str, 
     )
     notes = [
         f"One lane, batches of {rows[0]['batch']}, one after another, {rows[0]['users']} users. *Of floor*: "
-        "the share of the measured half-precision product rate that the model's multiply-adds alone make up. "
+        "the share of the measured rate of matrix products that the model's multiply-adds alone make up. "
         "*Launches* a search: the engine's own kernels + calls of the model's programs, each of which is "
         "several kernels."
     ]

@@ -67,6 +67,7 @@ def report(device: str = "cuda:0", **steps: Any) -> dict[str, Any]:
                     "matmul_flops": 700e12,
                     "copy_bytes": 2**32,
                     "matmul_size": 8192,
+                    "matmul_dtype": "float16",
                 }
             ),
             "corpus": step(
