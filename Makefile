@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 REPOSITORY ?= demo/synthetic/repository
 .DEFAULT_GOAL := help
-.PHONY: help setup check test demo serve bench proto image image-gpu gpu-report test-gpu clean
+.PHONY: help setup check test demo serve bench bench-full rivals proto image image-gpu gpu-report test-gpu clean bench-growth
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -22,8 +22,19 @@ demo: setup ## pipeline, server and two queries; INPUT=PATH for your own click l
 serve: setup ## serve REPOSITORY (by default the demo's)
 	$(BIN)/nann serve --repository $(REPOSITORY)
 
-bench: setup ## load REPOSITORY in process, closed and open loop
-	$(BIN)/nann benchmark --repository $(REPOSITORY)
+# ../shared/data (DATA=…) holds the click logs; a corpus whose log is not there is left out, and the page says so.
+# The rivals are optional: hnswlib is compiled here, ScaNN gets an environment of its own.
+DATA ?= ../shared/data
+COMPARE = $(BIN)/nann compare --work build/bench --data $(DATA) --docs docs/benchmarks.md
+
+bench: setup rivals ## every contender on the synthetic catalogue and MovieLens-1M (30 minutes); writes docs/benchmarks.md
+	$(COMPARE) --corpus synthetic --corpus ml-1m --timed-points 0 $(ARGS)
+
+bench-full: setup rivals ## the same, and Brunch (hours)
+	$(COMPARE) --corpus synthetic --corpus ml-1m --corpus brunch-small --corpus brunch --rounds 5 $(ARGS)
+
+rivals:
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[rivals]' --constraint constraints.txt
 
 gpu-report: ## measure on a GPU (8 minutes) and write docs/gpu.md; PYTHON=… picks the Python that has CuPy
 	$(or $(PYTHON),$(BIN)/python) -m nann.cli.gpu_report --output build/gpu-report --docs docs/gpu.md $(ARGS)
@@ -42,6 +53,9 @@ image-gpu: ## build the container image nann:gpu
 
 clean: ## remove .venv, caches and the demo's output
 	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+bench-growth: setup ## how cost grows from 10,000 to 4 million items (20 GB, half an hour or more); writes docs/growth.md
+	$(BIN)/python -m nann.cli.growth --output build/growth --docs docs/growth.md $(ARGS)
 
 # The first Python that runs, is new enough and can make virtual environments; `PYTHON=…` picks one.
 $(VENV)/.installed: pyproject.toml client/pyproject.toml constraints.txt

@@ -164,6 +164,7 @@ _BY_CODE: Final[dict[str, type[NannError]]] = {
     "unauthenticated": Unauthenticated,
     "permission_denied": PermissionDenied,
     "overloaded": Overloaded,
+    "too_many_connections": Overloaded,
     "deadline_exceeded": DeadlineExceeded,
     "unavailable": Unavailable,
     "not_ready": NotReady,

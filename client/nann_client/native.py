@@ -13,6 +13,7 @@ from nann_client.errors import (
     InvalidQuery,
     NannError,
     NotFound,
+    Overloaded,
     PayloadTooLarge,
     PermissionDenied,
     ServerError,
@@ -39,6 +40,8 @@ REQUEST_ID_KEY: Final = "x-request-id"
 _ERROR_CODE_KEY: Final = "nann-error-code"
 _PUSHBACK_KEY: Final = "grpc-retry-pushback-ms"
 _INT64: Final = range(-(2**63), 2**63)
+# What grpcio answers for a server that has more calls than it may (its server.pyx.pxi).
+_TOO_MANY_CALLS: Final = "Concurrent RPC limit exceeded"
 # How gRPC's core says that there was no connection to send anything over. Should the words change, a
 # call that could be tried again is not, and nothing worse.
 _NEVER_CONNECTED: Final = ("failed to connect", "connections to all backends failing", "empty address list")
@@ -120,7 +123,7 @@ def _fill_query(query: Query, message: Any) -> None:
     message.profile = query.profile or ""
     if query.params is not None:
         params = query.params
-        for name in ("policy", "ef", "beam_width", "max_steps"):
+        for name in ("policy", "ef", "beam_width", "max_steps", "gate_width", "gate_margin"):
             value = getattr(params, name)
             if value is not None:
                 setattr(message.params, name, value)
@@ -203,6 +206,8 @@ def error_of(status: str, details: str, metadata: Mapping[str, str]) -> NannErro
     code = metadata.get(_ERROR_CODE_KEY)
     if code is None and status == "UNAVAILABLE":
         return ConnectionFailed(details, never_sent=details.startswith(_NEVER_CONNECTED))
+    if code is None and details.startswith(_TOO_MANY_CALLS):
+        return Overloaded(details, code="overloaded", request_id=request_id)
     pushback_ms = metadata.get(_PUSHBACK_KEY, "")
     return error_of_code(
         code or status.lower(),

@@ -45,7 +45,7 @@ class Server:
     of the system's; `client_cert` names the files of the caller's own certificate and of its key.
 
     Raises:
-        ValueError: the URL is none of these.
+        ValueError: the URL is none of these, or it is one without TLS and there are certificates.
     """
 
     url: str
@@ -57,6 +57,8 @@ class Server:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https", "grpc", "grpcs") or not parts.netloc:
             raise ValueError(f"{self.url!r} is not http://, https://, grpc:// or grpcs:// with HOST:PORT")
+        if parts.scheme in ("http", "grpc") and (self.ca_file or self.client_cert):
+            raise ValueError(f"ca_file and client_cert are for TLS: {parts.scheme}s://{parts.netloc}")
 
     @property
     def is_grpc(self) -> bool:

@@ -17,10 +17,12 @@ Id = int | str
 class SearchParams:
     """How hard to search; None leaves the profile's value. `level_topn` alone means the policy ``level``."""
 
-    policy: Literal["best_first", "level", "exhaustive", "inner_product"] | None = None
+    policy: Literal["best_first", "level", "level_pruned", "exhaustive", "inner_product"] | None = None
     ef: int | None = None
     beam_width: int | None = None
     max_steps: int | None = None
+    gate_width: int | None = None
+    gate_margin: float | None = None
     level_topn: Sequence[int] | None = None
 
 

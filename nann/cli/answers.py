@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from nann.cli.credentials import NO_CREDENTIALS, Credentials
+
 if TYPE_CHECKING:
     import httpx
 
@@ -24,8 +26,10 @@ def parse_id(text: str, *, as_text: bool = False) -> int | str:
     return int(text) if digits.isdecimal() and not as_text else text
 
 
-def ask(url: str, body: Body, *, timeout_s: float = 30.0) -> dict[str, Any]:
-    """Send one retrieval to ``http(s)://host:port`` or ``grpc://host:port``.
+def ask(
+    url: str, body: Body, *, credentials: Credentials = NO_CREDENTIALS, timeout_s: float = 30.0
+) -> dict[str, Any]:
+    """Send one retrieval to ``http(s)://host:port`` or ``grpc(s)://host:port``.
 
     `body` has the fields of POST /retrieve: a subject, k, profile, params model, explain, with_attributes.
 
@@ -36,11 +40,12 @@ def ask(url: str, body: Body, *, timeout_s: float = 30.0) -> dict[str, Any]:
     import httpx
 
     parts = urlsplit(url)
-    if parts.scheme == "grpc" and parts.netloc:
-        return ask_grpc(parts.netloc, body, timeout_s=timeout_s)
+    if parts.scheme in ("grpc", "grpcs") and parts.netloc:
+        return ask_grpc(url, body, credentials=credentials, timeout_s=timeout_s)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ValueError(f"--url should be http://HOST:PORT or grpc://HOST:PORT, not {url!r}")
-    with httpx.Client(base_url=url, timeout=timeout_s) as client:
+        raise ValueError(f"--url should be http(s)://HOST:PORT or grpc(s)://HOST:PORT, not {url!r}")
+    tls = credentials.tls() if parts.scheme == "https" else True
+    with httpx.Client(base_url=url, timeout=timeout_s, headers=credentials.headers, verify=tls) as client:
         return ask_rest(client, body)
 
 
@@ -64,19 +69,25 @@ def ask_rest(client: httpx.Client, body: Body) -> dict[str, Any]:
     return answer
 
 
-def ask_grpc(target: str, body: Body, *, timeout_s: float = 30.0) -> dict[str, Any]:
-    """Send one retrieval over a new channel to ``host:port``."""
+def ask_grpc(
+    url: str, body: Body, *, credentials: Credentials = NO_CREDENTIALS, timeout_s: float = 30.0
+) -> dict[str, Any]:
+    """Send one retrieval over a new channel to ``grpc(s)://host:port``."""
     import grpc
 
     from nann.service.pb import retrieval_pb2_grpc
     from nann.service.wire.native_proto import id_of_proto, value_of_proto
 
-    with grpc.insecure_channel(target) as channel:
+    with credentials.channel(grpc, url) as channel:
         stub = retrieval_pb2_grpc.RetrievalServiceStub(channel)  # type: ignore[no-untyped-call]
         try:
-            reply = stub.Retrieve(_request(body), timeout=timeout_s)
+            reply = stub.Retrieve(
+                _request(body), timeout=timeout_s, metadata=tuple(credentials.headers.items())
+            )
         except grpc.RpcError as error:
-            raise AskError(f"{error.code().name.lower()}: {error.details()} (gRPC, {target})") from error
+            raise AskError(
+                f"{error.code().name.lower()}: {error.details()} (gRPC, {urlsplit(url).netloc})"
+            ) from error
     return {
         "items": [
             {

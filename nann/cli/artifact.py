@@ -18,6 +18,7 @@ GRAPH_FLAGS = (
     Flag("m", int, "Links of an item (twice as many on the ground level). More finds more, costs memory."),
     Flag("ef_construction", int, "Width of the search for links. More finds better ones, builds slower."),
     Flag("space", Literal["cosine", "l2", "ip"], "What near means between item embeddings."),
+    Flag("nearest", int, "Link each item to so many nearest ones, and back. 0: HNSW's own links."),
     Flag("repair", bool, "Link items that no search would find."),
     Flag("graph_seed", int, "Decides the items' levels."),
 )
@@ -88,6 +89,10 @@ def export_command(
     repository: Annotated[Path, typer.Option(help="Model repository.")],
     name: Annotated[str, typer.Option(help="The model's name there.")] = "nann",
     version: Annotated[int | None, typer.Option(min=1, help="By default the next one.")] = None,
+    format: Annotated[
+        Literal["nann", "tf-serving"],
+        typer.Option(help="tf-serving: the SavedModel also holds NANN's search, for TensorFlow Serving."),
+    ] = "nann",
     programs: Annotated[
         Literal["cpu,gpu", "cpu", "gpu", "none"],
         typer.Option(help="XLA programs for serving without TensorFlow: a few seconds and 0.25 MB a set."),
@@ -107,6 +112,7 @@ def export_command(
         repository,
         name,
         version,
+        format=format,
         programs=[name for name in ALL_PROGRAM_SETS if name in programs.split(",")],
         max_batch=programs_max_batch,
         progress=Progress(),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from nann.cli.credentials import CREDENTIAL_FLAGS, Credentials, credentials_of
 from nann.cli.output import JsonOption, emit
 from nann.cli.parameters import Flag, given, with_flags
 
@@ -27,10 +28,16 @@ _NANN_COMM_SEQ_WIDTH = 50 * 64
 _DEFAULT_IN_FLIGHT = (1, 16)
 
 _PARAM_FLAGS = (
-    Flag("policy", Literal["best_first", "level", "inner_product", "exhaustive"], "How to search."),
+    Flag(
+        "policy",
+        Literal["best_first", "level", "level_pruned", "inner_product", "exhaustive"],
+        "How to search.",
+    ),
     Flag("ef", int, "best_first: best items kept while searching."),
     Flag("beam_width", int, "best_first: items whose neighbours are scored in one step."),
     Flag("max_steps", int, "best_first: at most so many steps."),
+    Flag("gate_width", int, "best_first: at most so many items scored a step; 0: without the gate."),
+    Flag("gate_margin", float, "best_first: how far below the answer an estimate may lie, in its errors."),
     Flag("level_topn", str, "level: NANN's six widths t0,…,t5."),
 )
 # Settings of the server that an engine in this process takes; the others come from the environment.
@@ -48,10 +55,10 @@ class BenchmarkFailed(Exception):
     """The first request already failed, so there is nothing to measure."""
 
 
-@with_flags((*_PARAM_FLAGS, *_ENGINE_FLAGS))
+@with_flags((*_PARAM_FLAGS, *_ENGINE_FLAGS, *CREDENTIAL_FLAGS))
 def benchmark_command(
     url: Annotated[
-        str | None, typer.Option(help="Server to load: http://HOST:PORT or grpc://HOST:PORT.")
+        str | None, typer.Option(help="Server to load: http(s)://HOST:PORT or grpc(s)://HOST:PORT.")
     ] = None,
     repository: Annotated[
         Path | None,
@@ -107,6 +114,7 @@ def benchmark_command(
     if url is None and repository is None:
         raise typer.BadParameter("give --url, --repository or both")
     _check_url(url, predict=predict)
+    credentials = credentials_of(flags, url)
     params = given({flag.name: flags[flag.name] for flag in _PARAM_FLAGS})
     if "level_topn" in params:
         params["level_topn"] = _widths(params["level_topn"])
@@ -134,9 +142,9 @@ def benchmark_command(
     workload = {"url": url, "users": users, "seed": seed, **given(asdict(ask))}
     if predict:
         assert url is not None
-        target = _predict(url, ask, repository, users, seed, timeout)
+        target = _predict(url, ask, repository, users, seed, timeout, credentials)
     elif url is not None:
-        target = _remote(url, ask, _users(repository, queries, model, users, seed), timeout)
+        target = _remote(url, ask, _users(repository, queries, model, users, seed), timeout, credentials)
     else:
         assert repository is not None
         target, settings = _local(repository, queries, ask, engine_flags, users, seed, timeout)
@@ -148,9 +156,9 @@ def benchmark_command(
 
 
 def _check_url(url: str | None, *, predict: bool) -> None:
-    if url is not None and not url.startswith(("http://", "https://", "grpc://")):
-        raise typer.BadParameter(f"--url should be http://HOST:PORT or grpc://HOST:PORT, not {url!r}")
-    if predict and (url is None or not url.startswith("grpc://")):
+    if url is not None and not url.startswith(("http://", "https://", "grpc://", "grpcs://")):
+        raise typer.BadParameter(f"--url should be http(s)://HOST:PORT or grpc(s)://HOST:PORT, not {url!r}")
+    if predict and (url is None or not url.startswith("grpc")):
         raise typer.BadParameter("--predict needs --url grpc://HOST:PORT")
 
 
@@ -201,16 +209,21 @@ def _users(
 _Opened = AbstractAsyncContextManager["Target"]
 
 
-def _remote(url: str, ask: Ask, users: Sequence[User], timeout_s: float) -> _Opened:
+def _remote(url: str, ask: Ask, users: Sequence[User], timeout_s: float, credentials: Credentials) -> _Opened:
     from nann.cli.benchmark_targets import grpc_target, rest_target
 
-    if url.startswith("grpc://"):
-        return grpc_target(url, ask, users, timeout_s=timeout_s)
-    return rest_target(url, ask, users, timeout_s=timeout_s)
+    target = grpc_target if url.startswith("grpc") else rest_target
+    return target(url, ask, users, timeout_s=timeout_s, credentials=credentials)
 
 
 def _predict(
-    url: str, ask: Ask, repository: Path | None, requests: int, seed: int, timeout_s: float
+    url: str,
+    ask: Ask,
+    repository: Path | None,
+    requests: int,
+    seed: int,
+    timeout_s: float,
+    credentials: Credentials,
 ) -> _Opened:
     from nann.cli.benchmark_engine import find_version
     from nann.cli.benchmark_targets import predict_target
@@ -222,7 +235,15 @@ def _predict(
     if repository is not None:
         manifest = read_manifest(find_version(repository, ask.model))
         width = manifest.history_length * manifest.input_dim
-    return predict_target(url, ask, comm_seq_width=width, requests=requests, seed=seed, timeout_s=timeout_s)
+    return predict_target(
+        url,
+        ask,
+        comm_seq_width=width,
+        requests=requests,
+        seed=seed,
+        timeout_s=timeout_s,
+        credentials=credentials,
+    )
 
 
 def _local(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+import ssl
+from collections.abc import Awaitable, Mapping
+from types import MappingProxyType
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -20,16 +22,26 @@ _MAX_CONNECTIONS = 512
 class HttpClient:
     """Exchanges JSON with one address over kept-alive connections. For one event loop.
 
-    Raises ValueError for an address that is not ``http(s)://HOST[:PORT]``.
+    `headers` go with every request made here; `tls` says whom https trusts and what it shows. Raises
+    ValueError for an address that is not ``http(s)://HOST[:PORT]``.
     """
 
-    def __init__(self, url: str, *, timeout_s: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or parts.hostname is None:
             raise ValueError(f"expected http://HOST:PORT, not {url!r}")
         self._host, self._netloc = parts.hostname, parts.netloc
-        self._tls = parts.scheme == "https"
-        self._port = parts.port or (443 if self._tls else 80)
+        is_tls = parts.scheme == "https"
+        self._tls = (tls or True) if is_tls else None
+        self._port = parts.port or (443 if is_tls else 80)
+        self._headers = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self._prefix = parts.path.rstrip("/")
         self._timeout_s = timeout_s
         self._idle: list[_Connection] = []
@@ -52,7 +64,7 @@ class HttpClient:
     async def _ask(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
         head = (
             f"{method} {self._prefix}{path} HTTP/1.1\r\nHost: {self._netloc}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n{self._headers}\r\n"
         )
         return await self.exchange(head.encode() + body)
 
@@ -76,7 +88,7 @@ class HttpClient:
             if connection.usable:
                 return connection
         opening: Awaitable[object] = asyncio.get_running_loop().create_connection(
-            _Connection, self._host, self._port, ssl=self._tls or None
+            _Connection, self._host, self._port, ssl=self._tls
         )
         try:
             _, opened = cast(tuple[object, _Connection], await asyncio.wait_for(opening, self._timeout_s))

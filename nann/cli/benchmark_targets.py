@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import numpy as np
 import orjson
 
 from nann.cli.benchmark_http import HttpClient
+from nann.cli.credentials import NO_CREDENTIALS, Credentials
 from nann.offline.benchmark.load import Outcome, Target
 from nann.offline.benchmark.users import User
 
@@ -78,10 +79,11 @@ class _RestTarget:
 
 @asynccontextmanager
 async def rest_target(
-    url: str, ask: Ask, users: Sequence[User], *, timeout_s: float
+    url: str, ask: Ask, users: Sequence[User], *, timeout_s: float, credentials: Credentials = NO_CREDENTIALS
 ) -> AsyncIterator[Target]:
     """POST /retrieve of the server at ``http(s)://host:port``, on kept-alive connections."""
-    client = HttpClient(url, timeout_s=timeout_s)
+    tls = credentials.tls() if url.startswith("https://") else None
+    client = HttpClient(url, timeout_s=timeout_s, headers=credentials.headers, tls=tls)
     try:
         yield _RestTarget(client, [orjson.dumps(ask.body(user)) for user in users])
     finally:
@@ -133,21 +135,28 @@ class _GrpcTarget:
 
 @asynccontextmanager
 async def grpc_target(
-    url: str, ask: Ask, users: Sequence[User], *, timeout_s: float
+    url: str, ask: Ask, users: Sequence[User], *, timeout_s: float, credentials: Credentials = NO_CREDENTIALS
 ) -> AsyncIterator[Target]:
-    """nann.retrieval.v1's Retrieve of the server at ``grpc://host:port``."""
+    """nann.retrieval.v1's Retrieve of the server at ``grpc(s)://host:port``."""
     from nann.service.pb import retrieval_pb2 as pb
 
     requests = [_retrieve_message(pb, ask.body(user)).SerializeToString() for user in users]
-    async with _unary(url, _RETRIEVE, pb.RetrieveResponse.FromString) as call:
+    async with _unary(url, _RETRIEVE, pb.RetrieveResponse.FromString, credentials) as call:
         yield _GrpcTarget(call, requests, timeout_s, tells=True)
 
 
 @asynccontextmanager
 async def predict_target(
-    url: str, ask: Ask, *, comm_seq_width: int, requests: int, seed: int, timeout_s: float
+    url: str,
+    ask: Ask,
+    *,
+    comm_seq_width: int,
+    requests: int,
+    seed: int,
+    timeout_s: float,
+    credentials: Credentials = NO_CREDENTIALS,
 ) -> AsyncIterator[Target]:
-    """TF Serving's Predict, as NANN's client calls it, at ``grpc://host:port``.
+    """TF Serving's Predict, as NANN's client calls it, at ``grpc(s)://host:port``.
 
     No artifact holds embedded histories, so ``comm_seq`` is seeded noise of the embeddings' initial scale
     (reference/nann.md, "Model"): the walk then starts from popular items and tells nothing of quality.
@@ -168,18 +177,19 @@ async def predict_target(
         encode_tensor(comm_seq, message.inputs["comm_seq"])
         encode_tensor(np.asarray(level_topn, dtype=np.int32), message.inputs["level_topn"])
         messages.append(message.SerializeToString())
-    async with _unary(url, _PREDICT, PredictResponse.FromString) as call:
+    async with _unary(url, _PREDICT, PredictResponse.FromString, credentials) as call:
         yield _GrpcTarget(call, messages, timeout_s, tells=False)
 
 
 @asynccontextmanager
-async def _unary(url: str, method: str, decode: Any) -> AsyncIterator[_Send]:
+async def _unary(url: str, method: str, decode: Any, credentials: Credentials) -> AsyncIterator[_Send]:
     """A call of one method whose requests are encoded beforehand, so that encoding is not measured."""
     import grpc
 
     options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
-    async with grpc.aio.insecure_channel(urlsplit(url).netloc, options=options) as channel:
-        yield channel.unary_unary(method, request_serializer=None, response_deserializer=decode)
+    async with credentials.channel(grpc.aio, url, options) as channel:
+        call = channel.unary_unary(method, request_serializer=None, response_deserializer=decode)
+        yield functools.partial(call, metadata=tuple(credentials.headers.items()))
 
 
 def _retrieve_message(pb: Any, body: Mapping[str, Any]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -29,6 +29,10 @@ def evaluate_command(
     exhaustive: Annotated[
         bool, typer.Option("--exhaustive", help="Score every item for every user (NANN's test_all).")
     ] = False,
+    query_form: Annotated[
+        Literal["history", "comm_seq"],
+        typer.Option(help="comm_seq: ask with embedded histories, as NANN's clients do."),
+    ] = "history",
     as_json: JsonOption = False,
     **options: Any,
 ) -> None:
@@ -38,13 +42,22 @@ def evaluate_command(
 
     with Progress() as progress:
         report = evaluate(
-            run, options=EvaluateOptions(**given(options)), exhaustive=exhaustive, progress=progress
+            run,
+            options=EvaluateOptions(**given(options)),
+            exhaustive=exhaustive,
+            query_form=query_form,
+            progress=progress,
         )
     from nann.offline.report import nann_block
 
     k = report["k"]
     lines = [f"exhaustive  {nann_block(report['exhaustive'], k)}"]
-    if not exhaustive:
+    if query_form == "comm_seq" and not exhaustive:
+        lines += [
+            f"{row['name']}: recall@{k} {row['recall']:.4f}, {row['items_scored']:,.0f} items scored"
+            for row in report["sweep"]
+        ]
+    elif not exhaustive:
         served = report["served"]
         lines = [
             f"served      {nann_block(served, k)}",

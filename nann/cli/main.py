@@ -15,13 +15,16 @@ import typer
 
 from nann.cli.artifact import export_command, extract_command, index_command
 from nann.cli.benchmark import benchmark_command
+from nann.cli.compare import compare_command
 from nann.cli.demo import demo_command
+from nann.cli.distill import distill_command
 from nann.cli.evaluate import evaluate_command
 from nann.cli.pipeline import pipeline_command
 from nann.cli.prepare import prepare_command
 from nann.cli.query import query_command
 from nann.cli.serve import serve_command
 from nann.cli.train import train_command
+from nann.cli.tune import tune_command
 from nann.engine.scoring.native_log import quiet_native_log
 
 __all__ = ["app", "main", "run"]
@@ -56,11 +59,14 @@ app.command("prepare")(prepare_command)
 app.command("train")(train_command)
 app.command("extract")(extract_command)
 app.command("index")(index_command)
+app.command("distill")(distill_command)
+app.command("tune")(tune_command)
 app.command("evaluate")(evaluate_command)
 app.command("export")(export_command)
 app.command("serve")(serve_command)
 app.command("query")(query_command)
 app.command("benchmark")(benchmark_command)
+app.command("compare")(compare_command)
 app.command("pipeline")(pipeline_command)
 app.command("demo")(demo_command)
 

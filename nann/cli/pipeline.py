@@ -44,7 +44,7 @@ def pipeline_command(
     """Run all offline steps, skipping those already done.
 
     --output/repository is then ready to serve, --output/report.md says how good it is. --seed decides
-    the held-out users, the training and the users looked at.
+    the held-out users, both trainings and the users looked at.
     """
     from nann.offline.pipeline import PipelineOptions, run_pipeline
     from nann.offline.progress import Progress
@@ -58,6 +58,7 @@ def pipeline_command(
         prepare=given(prepare),
         train={flag.name: chosen[flag.name] for flag in TRAIN_FLAGS if flag.name in chosen},
         graph=graph_options({flag.name: chosen.get(flag.name) for flag in GRAPH_FLAGS}),
+        distill=seed,
         evaluate={**seed, **{f.name: chosen[f.name] for f in EVALUATE_FLAGS if f.name in chosen}},
     )
     with Progress() as progress:

@@ -9,23 +9,32 @@ import typer
 from rich.table import Table
 
 from nann.cli.answers import ask, parse_id
+from nann.cli.credentials import CREDENTIAL_FLAGS, credentials_of
 from nann.cli.output import JsonOption, console, emit, table
 from nann.cli.parameters import Flag, given, with_flags
 
 __all__ = ["answer_table", "query_command", "timing_line"]
 
 _PARAM_FLAGS = (
-    Flag("policy", Literal["best_first", "level", "inner_product", "exhaustive"], "How to search."),
+    Flag(
+        "policy",
+        Literal["best_first", "level", "level_pruned", "inner_product", "exhaustive"],
+        "How to search.",
+    ),
     Flag("ef", int, "best_first: best items kept while searching."),
     Flag("beam_width", int, "best_first: items whose neighbours are scored in one step."),
     Flag("max_steps", int, "best_first: at most so many steps."),
+    Flag("gate_width", int, "best_first: at most so many items scored a step; 0: without the gate."),
+    Flag("gate_margin", float, "best_first: how far below the answer an estimate may lie, in its errors."),
     Flag("level_topn", str, "level: NANN's six widths t0,…,t5."),
 )
 
 
-@with_flags(_PARAM_FLAGS)
+@with_flags((*_PARAM_FLAGS, *CREDENTIAL_FLAGS))
 def query_command(
-    url: Annotated[str, typer.Option(help="http://HOST:PORT or grpc://HOST:PORT.")] = "http://127.0.0.1:8501",
+    url: Annotated[
+        str, typer.Option(help="http(s)://HOST:PORT or grpc(s)://HOST:PORT.")
+    ] = "http://127.0.0.1:8501",
     user: Annotated[str | None, typer.Option(help="A user the server knows.")] = None,
     history: Annotated[str | None, typer.Option(help="Item ids, oldest first, with commas.")] = None,
     k: Annotated[int, typer.Option(min=1, help="Items wanted.")] = 10,
@@ -34,7 +43,7 @@ def query_command(
     text_ids: Annotated[bool, typer.Option("--text-ids", help="Ids are strings even if all digits.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Print how the search went.")] = False,
     as_json: JsonOption = False,
-    **params: Any,
+    **flags: Any,
 ) -> None:
     """Ask a running server for the best items of one user."""
     if (user is None) == (history is None):
@@ -45,11 +54,13 @@ def query_command(
     if history is not None:
         names = [name.strip() for name in history.split(",") if name.strip()]
         subject["history"] = [parse_id(name, as_text=text_ids) for name in names]
+    credentials = credentials_of(flags, url)
+    params = {flag.name: flags[flag.name] for flag in _PARAM_FLAGS}
     if params["level_topn"] is not None:
         params["level_topn"] = _widths(params["level_topn"])
     chosen = {"params": given(params) or None, "profile": profile, "model": model}
     body = {**subject, "k": k, "with_attributes": True, "explain": explain, **given(chosen)}
-    answer = ask(url, body)
+    answer = ask(url, body, credentials=credentials)
     emit(answer, as_json=as_json, words=answer_table(answer))
     if not as_json:
         typer.echo(timing_line(answer))

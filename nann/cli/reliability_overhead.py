@@ -3,14 +3,19 @@
 Each series is one target asked by one request at a time; the series alternate in blocks, and an overhead is
 the median over the rounds of the difference between a block's median and that of the no-op in the same round.
 
-    no-op   the framework alone: reads the body, answers with bytes as long as the service's
-    free    the service before an engine that costs nothing; the way to a lane's thread and back is in it
-    engine  the service before the real engine, less the time on the lane; the check of the query is in it
+    no-op    the framework alone: reads the body, answers with bytes as long as the service's
+    waiting  the same, asleep for as long as a search takes before it answers, less the time it slept
+    free     the service before an engine that costs nothing; the way to a lane's thread and back is in it
+    engine   the service before the real engine, less the time on the lane; the check of the query is in it
+
+The verdict is over `no-op`. `waiting` only explains it: after the length of a search without work the same
+instructions take two or three times as long, in the server and in the caller, whatever the server is made of.
 """
 
 from __future__ import annotations
 
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -28,7 +33,14 @@ import uvloop
 from nann.cli.benchmark_engine import find_version
 from nann.cli.output import JsonOption
 from nann.cli.reliability_free_engine import free_server
-from nann.cli.reliability_raw import Exchange, grpc_exchange, query_fields, query_message, rest_exchange
+from nann.cli.reliability_raw import (
+    RETRIEVE,
+    Exchange,
+    grpc_exchange,
+    query_fields,
+    query_message,
+    rest_exchange,
+)
 from nann.cli.server_process import RunningServer, running_server
 from nann.offline.benchmark.users import User, sample_users
 from nann.offline.progress import Progress
@@ -44,13 +56,14 @@ _BLOCK = 50
 _TIMEOUT_S = 30.0
 _MOST_MS = {"rest": 0.5, "grpc": 0.3}
 
-# Programs as their frameworks' own introductions have them.
+# Programs as their frameworks' own introductions have them. `wait` answers after so many milliseconds, and
+# its answer ends with how many they were.
 _NOOP = {
     "rest": """
-import socket, sys, uvicorn
+import asyncio, socket, struct, sys, time, uvicorn
 from fastapi import FastAPI, Request, Response
 
-answer = sys.stdin.buffer.read()
+answer, wait_s = sys.stdin.buffer.read(), float(sys.argv[1]) / 1e3
 app = FastAPI()
 
 @app.post("/retrieve")
@@ -58,22 +71,36 @@ async def noop(request: Request) -> Response:
     await request.body()
     return Response(answer, media_type="application/json")
 
+@app.post("/wait")
+async def wait(request: Request) -> Response:
+    await request.body()
+    started_s = time.perf_counter()
+    await asyncio.sleep(wait_s)
+    slept_ms = struct.pack("<d", (time.perf_counter() - started_s) * 1e3)
+    return Response(answer + slept_ms, media_type="application/json")
+
 listener = socket.create_server(("127.0.0.1", 0))
 print(listener.getsockname()[1], flush=True)
 config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
 uvicorn.Server(config).run(sockets=[listener])
 """,
     "grpc": """
-import sys, grpc, uvloop
+import asyncio, struct, sys, time, grpc, uvloop
 
-answer = sys.stdin.buffer.read()
+answer, wait_s = sys.stdin.buffer.read(), float(sys.argv[1]) / 1e3
 
 async def noop(message, context):
     return answer
 
+async def wait(message, context):
+    started_s = time.perf_counter()
+    await asyncio.sleep(wait_s)
+    return answer + struct.pack("<d", (time.perf_counter() - started_s) * 1e3)
+
 async def serve():
     server = grpc.aio.server()
-    methods = {"Retrieve": grpc.unary_unary_rpc_method_handler(noop)}
+    handlers = {"Retrieve": noop, "Wait": wait}
+    methods = {name: grpc.unary_unary_rpc_method_handler(answer) for name, answer in handlers.items()}
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("nann.retrieval.v1.RetrievalService", methods),)
     )
@@ -85,6 +112,7 @@ async def serve():
 uvloop.run(serve())
 """,
 }
+_WAIT = {"rest": "/wait", "grpc": "/nann.retrieval.v1.RetrievalService/Wait"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +134,7 @@ class OverheadResult:
 
     @property
     def kept(self) -> bool:
-        return all(one.overhead_ms <= _MOST_MS[one.transport] for one in self.series)
+        return all(one.overhead_ms <= _MOST_MS[one.transport] for one in self.series if one.name in _TITLES)
 
     def words(self) -> str:
         """The result in one sentence."""
@@ -116,9 +144,13 @@ class OverheadResult:
             texts = [
                 f"{_TITLES[name]} {one.median_ms:.3f} ms (+{one.overhead_ms:.3f})"
                 for name, one in own.items()
-                if name != "no-op"
+                if name in _TITLES
             ]
-            parts.append(f"{title}: no-op {own['no-op'].median_ms:.3f} ms, {', '.join(texts)}")
+            noops = f"no-op {own['no-op'].median_ms:.3f} ms"
+            if "waiting" in own:
+                waiting = own["waiting"]
+                noops += f", as long a wait as a search {waiting.median_ms:.3f} (+{waiting.overhead_ms:.3f})"
+            parts.append(f"{title}: {noops}, {', '.join(texts)}")
         return f"{'; '.join(parts)}; medians of {self.requests:,} requests each"
 
 
@@ -183,15 +215,20 @@ async def _measure(
             for name, server in servers.items():
                 exchanges[transport, name] = await stack.enter_async_context(_exchange(transport, server))
             # The no-op answers with what the service answered, byte for byte.
-            answer = await exchanges[transport, list(servers)[-1]](requests[transport][0])
-            noop = stack.enter_context(_noop_server(transport, answer))
+            asked = exchanges[transport, list(servers)[-1]]
+            answers = [await asked(requests[transport][i % len(requests[transport])]) for i in range(block)]
+            wait_ms = statistics.median(map(_SEARCH_MS[transport], answers))
+            noop = stack.enter_context(_noop_server(transport, answers[0], wait_ms))
             exchanges[transport, "no-op"] = await stack.enter_async_context(_exchange(transport, noop))
+            if engine is not None:
+                waiting = _exchange(transport, noop, _WAIT[transport])
+                exchanges[transport, "waiting"] = await stack.enter_async_context(waiting)
         blocks: dict[tuple[Transport, str], list[list[float]]] = {key: [] for key in exchanges}
         progress = stack.enter_context(Progress())
         with progress.stage("one in flight", total=rounds, unit="rounds") as stage:
             for number in range(rounds + 1):
                 for (transport, name), exchange in exchanges.items():
-                    read_ms = _SEARCH_MS[transport] if name == "engine" else None
+                    read_ms = {"engine": _SEARCH_MS[transport], "waiting": _slept_ms}.get(name)
                     times = await _block(exchange, requests[transport], number * block, block, read_ms)
                     if number:  # the first round warms caches
                         blocks[transport, name].append(times)
@@ -237,18 +274,27 @@ _SEARCH_MS: dict[str, Callable[[bytes], float]] = {
 }
 
 
-def _exchange(transport: Transport, server: RunningServer) -> AbstractAsyncContextManager[Exchange]:
+def _slept_ms(answer: bytes) -> float:
+    (slept_ms,) = struct.unpack("<d", answer[-8:])
+    return float(slept_ms)
+
+
+def _exchange(
+    transport: Transport, server: RunningServer, path: str | None = None
+) -> AbstractAsyncContextManager[Exchange]:
     if transport == "rest":
-        return rest_exchange(server.rest_url, timeout_s=_TIMEOUT_S)
-    return grpc_exchange(server.grpc_url, timeout_s=_TIMEOUT_S)
+        return rest_exchange(server.rest_url, path or "/retrieve", timeout_s=_TIMEOUT_S)
+    return grpc_exchange(server.grpc_url, path or RETRIEVE, timeout_s=_TIMEOUT_S)
 
 
 @contextmanager
-def _noop_server(transport: Transport, answer: bytes) -> Iterator[RunningServer]:
-    """A process that answers everything with `answer`."""
+def _noop_server(transport: Transport, answer: bytes, wait_ms: float) -> Iterator[RunningServer]:
+    """A process that answers everything with `answer`, at once or after a wait."""
     started_s = time.monotonic()
     with subprocess.Popen(
-        [sys.executable, "-c", _NOOP[transport]], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", _NOOP[transport], str(wait_ms)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     ) as process:
         try:
             assert process.stdin is not None and process.stdout is not None

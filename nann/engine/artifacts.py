@@ -7,11 +7,11 @@ under ``arrays/`` are NANN's where NANN has one (interchange), see the contract 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,15 +20,22 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nann.engine.errors import ArtifactError
+from nann.engine.gate import GateTables
+from nann.engine.input_rows import InputRows
+from nann.engine.string_ids import StringIds
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32, Int, Int32, Int64
+    import polars as pl
+    from jaxtyping import Float16, Float32, Int, Int32, Int64
 
 __all__ = [
     "FORMAT_VERSION",
+    "GATE_KEYS",
+    "GATE_QUERIES",
     "WEIGHT_PREFIX",
     "Artifact",
     "FileEntry",
+    "GateSpec",
     "Manifest",
     "ProgramSet",
     "Programs",
@@ -43,10 +50,11 @@ __all__ = [
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+GATE_KEYS, GATE_QUERIES = "gate_keys.npy", "gate_queries.npy"  # under arrays/
 WEIGHT_PREFIX = "weight/"  # of the names of programs' arguments that are weights
 Verify = Literal["full", "fast"]
 IdType = Literal["int", "str"]
-_HASH_BLOCK_BYTES = 1 << 22
+_HASH_BLOCK_BYTES = 1 << 20
 
 
 class _Frozen(BaseModel):
@@ -99,6 +107,21 @@ class Programs(_Frozen):
     weights: dict[str, WeightSpec]
 
 
+class GateSpec(_Frozen):
+    """How to read ``gate_keys`` and ``gate_queries``: what a user's score of an item is about.
+
+    A row is a bias, `dim` and `context_dim` numbers. `rmse` is the estimate's error on users it was not
+    trained on, in units of the score; `residual_weight` is what a walk keeps of the error it sees at the
+    item it comes from. `training` says how the tables came about.
+    """
+
+    dim: int = Field(ge=1)
+    context_dim: int = Field(ge=0)
+    residual_weight: float = Field(ge=0, allow_inf_nan=False)
+    rmse: float = Field(ge=0, allow_inf_nan=False)
+    training: dict[str, Any] = Field(default_factory=dict)
+
+
 class Manifest(_Frozen):
     """Everything a reader must know before it touches an array.
 
@@ -128,14 +151,23 @@ class Manifest(_Frozen):
     quality: dict[str, Any] = Field(default_factory=dict)
     profiles: dict[str, dict[str, Any]] = Field(default_factory=dict)
     programs: Programs | None = None
+    gate: GateSpec | None = None
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK_BYTES):
-            digest.update(block)
+    digest, block = hashlib.sha256(), memoryview(bytearray(_HASH_BLOCK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while n_bytes := file.readinto(block):
+            digest.update(block[:n_bytes])
     return digest.hexdigest()
+
+
+def _sha256_of_all(paths: Sequence[Path]) -> list[str]:
+    """The hash of each file, on as many threads as there are processors: hashlib lets go of Python's lock."""
+    largest_first = sorted(range(len(paths)), key=lambda i: -paths[i].stat().st_size)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="nann-verify") as pool:
+        hashed = dict(zip(largest_first, pool.map(lambda i: _sha256(paths[i]), largest_first), strict=True))
+    return [hashed[i] for i in range(len(paths))]
 
 
 def hash_files(directory: Path, *, under: str = ".") -> dict[str, FileEntry]:
@@ -143,10 +175,15 @@ def hash_files(directory: Path, *, under: str = ".") -> dict[str, FileEntry]:
 
     ``under`` a folder of the version: of the files there only.
     """
-    return {
-        path.relative_to(directory).as_posix(): FileEntry(sha256=_sha256(path), bytes=path.stat().st_size)
+    named = {
+        path.relative_to(directory).as_posix(): path
         for path in sorted((directory / under).rglob("*"))
         if path.is_file() and path.relative_to(directory).as_posix() != MANIFEST_NAME
+    }
+    paths = list(named.values())
+    return {
+        name: FileEntry(sha256=digest, bytes=path.stat().st_size)
+        for name, path, digest in zip(named, paths, _sha256_of_all(paths), strict=True)
     }
 
 
@@ -202,8 +239,11 @@ def verify_files(directory: Path, manifest: Manifest, mode: Verify) -> None:
         size = path.stat().st_size
         if size != entry.bytes:
             raise ArtifactError(str(path), expected=f"{entry.bytes} bytes", found=f"{size} bytes")
-        if mode == "full" and (digest := _sha256(path)) != entry.sha256:
-            raise ArtifactError(str(path), expected=f"sha256 {entry.sha256}", found=digest)
+    if mode == "full":
+        paths = [directory / name for name in manifest.files]
+        for path, entry, digest in zip(paths, manifest.files.values(), _sha256_of_all(paths), strict=True):
+            if digest != entry.sha256:
+                raise ArtifactError(str(path), expected=f"sha256 {entry.sha256}", found=digest)
     if manifest.programs is not None:
         _verify_programs(directory, manifest, manifest.programs)
 
@@ -248,15 +288,19 @@ class Artifact:
     """One opened version: the manifest and its arrays, mapped read-only.
 
     Axes: N items, D embedding_dim (`item_vectors` are the embeddings that the graph was built on), U users;
-    ``neighbors[level]`` is [N, degree] padded with -1 at the end of a row. ``item_ids``
-    and ``history_ids`` are int64 arrays or lists of strings.
+    ``neighbors[level]`` is [N, degree] padded with -1 at the end of a row. ``item_ids`` and
+    ``history_ids`` are int64 arrays or `StringIds`. After ``verify="fast"`` the values of `neighbors` and
+    `history_items` are as the file has them: unchecked.
     ``entry_points`` is NANN's own set (the policy `level` starts there), ``walk_entry_points`` the
     same or, in a small corpus, that set filled up to 64 from the next lower level.
+    ``input_rows`` recognises the items of a `comm_seq`; None where the version cannot.
+    ``gate_keys`` and ``gate_queries`` are read as ``manifest.gate`` says, both None where it is; G is
+    1 + dim + context_dim.
     """
 
     directory: Path
     manifest: Manifest
-    item_ids: Int64[np.ndarray, " N"] | list[str]
+    item_ids: Int64[np.ndarray, " N"] | StringIds
     item_weights: Float32[np.ndarray, " N"]
     entry_points: Int32[np.ndarray, " E"]
     walk_entry_points: Int32[np.ndarray, " W"]
@@ -264,9 +308,20 @@ class Artifact:
     neighbors: tuple[Int32[np.ndarray, "N degree"], ...]
     item_state: Mapping[str, np.ndarray]
     item_vectors: Float32[np.ndarray, "N D"] | None
-    history_ids: Int64[np.ndarray, " U"] | list[str]
+    history_ids: Int64[np.ndarray, " U"] | StringIds
     history_row_splits: Int64[np.ndarray, " U+1"]
     history_items: Int32[np.ndarray, " events"]
+    input_rows: InputRows | None
+    gate_keys: Float16[np.ndarray, "N G"] | None = None
+    gate_queries: Float16[np.ndarray, "N G"] | None = None
+
+    @property
+    def gate(self) -> GateTables | None:
+        """What gates are made from; None where the version has none."""
+        spec = self.manifest.gate
+        if spec is None or self.gate_keys is None or self.gate_queries is None:
+            return None
+        return GateTables(self.gate_keys, self.gate_queries, spec.dim, spec.residual_weight, spec.rmse)
 
     @property
     def num_items(self) -> int:
@@ -295,7 +350,7 @@ class Artifact:
             "history_ids.npy", "history_id_strings.parquet", "user_id", manifest.user_id_type, None
         )
         splits = read.array("history_row_splits.npy", np.int64, (len(history_ids) + 1,))
-        history_items = read.indices("history_items.npy")
+        history_items = read.indices("history_items.npy", checked=verify == "full")
         if (splits[0], splits[-1]) != (0, len(history_items)) or bool(np.any(np.diff(splits) < 0)):
             raise ArtifactError(
                 str(read.path("history_row_splits.npy")),
@@ -321,6 +376,9 @@ class Artifact:
             history_ids=history_ids,
             history_row_splits=splits,
             history_items=history_items,
+            input_rows=read.input_rows() if read.path("input_row_hashes.npy").is_file() else None,
+            gate_keys=None if manifest.gate is None else read.gate(GATE_KEYS, manifest.gate),
+            gate_queries=None if manifest.gate is None else read.gate(GATE_QUERIES, manifest.gate),
         )
 
 
@@ -353,17 +411,32 @@ class _ArrayReader:
             )
         return array
 
-    def indices(self, name: str) -> Int32[np.ndarray, " n"]:
-        """Item indices of either integer width (NANN writes int64), as int32, every one a row."""
+    def indices(self, name: str, *, checked: bool = True) -> Int32[np.ndarray, " n"]:
+        """Item indices of either integer width (NANN writes int64), as int32; `checked`: every one a row."""
         path = self.path(name)
         try:
             dtype = np.load(path, mmap_mode="r", allow_pickle=False).dtype
         except (OSError, ValueError, EOFError):
             dtype = np.dtype(np.int64)  # `array` reports what is wrong with the file
         array = self.array(name, dtype if dtype in (np.int32, np.int64) else np.int64, (None,))
-        if array.size and not (array.min() >= 0 and array.max() < self._num_items):
+        if checked and array.size and not (array.min() >= 0 and array.max() < self._num_items):
             self._out_of_range(path, array, lowest=0)
         return np.ascontiguousarray(array, dtype=np.int32)
+
+    def input_rows(self) -> InputRows:
+        items = self.indices("input_row_items.npy")
+        hashes = self.array("input_row_hashes.npy", np.uint64, items.shape)
+        if not bool(np.all(hashes[1:] > hashes[:-1])):
+            path = self.path("input_row_hashes.npy")
+            raise ArtifactError(str(path), expected="unique hashes in ascending order", found="another order")
+        return InputRows(np.asarray(hashes), items)  # a plain view: indexing a mapped array costs more
+
+    def gate(self, name: str, spec: GateSpec) -> Float16[np.ndarray, "N G"]:
+        array = self.array(name, np.float16, (self._num_items, 1 + spec.dim + spec.context_dim))
+        if self._full and not np.isfinite(array).all():
+            found = f"{np.count_nonzero(~np.isfinite(array))} that are not"
+            raise ArtifactError(str(self.path(name)), expected="finite numbers", found=found)
+        return array  # type: ignore[no-any-return]
 
     def neighbors(self, name: str) -> Int32[np.ndarray, "N degree"]:
         array = self.array(name, np.int32, (self._num_items, None))
@@ -374,30 +447,33 @@ class _ArrayReader:
         return array  # type: ignore[no-any-return]
 
     def ids(self, ints: str, strings: str, column: str, id_type: IdType, count: int | None) -> Any:
+        """Ids of either type, unique and in ascending order."""
+        path = self.path(ints if id_type == "int" else strings)
         if id_type == "int":
             array = self.array(ints, np.int64, (count,))
-            ordered = bool(np.all(array[1:] > array[:-1]))
-            path = self.path(ints)
+            if bool(np.all(array[1:] > array[:-1])):
+                return array
         else:
-            import polars as pl
-
-            path = self.path(strings)
+            series = self._strings(path, column, count)
             try:
-                series = pl.read_parquet(path, columns=[column])[column]
-            except (OSError, pl.exceptions.PolarsError) as error:
-                raise ArtifactError(
-                    str(path), expected=f"a Parquet column {column}", found=str(error)
-                ) from error
-            if series.dtype != pl.String or series.null_count():
-                found = f"{series.dtype} with {series.null_count()} nulls"
-                raise ArtifactError(str(path), expected=f"{column}: strings without nulls", found=found)
-            array = series.to_list()
-            if count is not None and len(array) != count:
-                raise ArtifactError(str(path), expected=f"{count} ids", found=f"{len(array)} ids")
-            ordered = _strictly_ascending(array)
-        if not ordered:
-            raise ArtifactError(str(path), expected="unique ids in ascending order", found="another order")
-        return array
+                return StringIds(series)
+            except ValueError:
+                pass
+        raise ArtifactError(str(path), expected="unique ids in ascending order", found="another order")
+
+    def _strings(self, path: Path, column: str, count: int | None) -> pl.Series:
+        import polars as pl
+
+        try:
+            series = pl.read_parquet(path, columns=[column])[column]
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise ArtifactError(str(path), expected=f"a Parquet column {column}", found=str(error)) from error
+        if series.dtype != pl.String or series.null_count():
+            found = f"{series.dtype} with {series.null_count()} nulls"
+            raise ArtifactError(str(path), expected=f"{column}: strings without nulls", found=found)
+        if count is not None and series.len() != count:
+            raise ArtifactError(str(path), expected=f"{count} ids", found=f"{series.len()} ids")
+        return series
 
     def _out_of_range(self, path: Path, array: Int[np.ndarray, "..."], *, lowest: int) -> None:
         raise ArtifactError(
@@ -409,8 +485,3 @@ class _ArrayReader:
 
 def _fits(found: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
     return len(found) == len(wanted) and all(w is None or f == w for f, w in zip(found, wanted, strict=True))
-
-
-def _strictly_ascending(strings: Iterable[str]) -> bool:
-    encoded = [text.encode() for text in strings]
-    return all(a < b for a, b in itertools.pairwise(encoded))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Bool, Float32, Int32, Int64
 
+    from nann.engine.gate import Gate
     from nann.engine.scoring.buckets import BucketGrid, Shape
 
 __all__ = ["Admission", "Backend", "Beam", "Tiles"]
@@ -64,6 +65,11 @@ class Beam(Protocol):
         """How many candidates each query got from `seed` or `nearest` and from each `expand`."""
         ...
 
+    @property
+    def estimated(self) -> Int64[np.ndarray, " batch"]:
+        """How many items each query's gate made an estimate of so far, an item once for each meeting."""
+        ...
+
 
 BeamT = TypeVar("BeamT", bound=Beam)
 CandidatesT = TypeVar("CandidatesT")
@@ -81,10 +87,20 @@ class Backend(Protocol[BeamT, CandidatesT]):
         """Kernels launched on a device so far; 0 where there is none."""
         ...
 
-    def begin(self, batch: int, *, with_answer: Sequence[Admission | None]) -> BeamT:
+    def begin(
+        self,
+        batch: int,
+        *,
+        with_answer: Sequence[Admission | None],
+        gates: Sequence[Gate | None] | None = None,
+    ) -> BeamT:
         """Take scratch for ``batch`` queries: empty pools, nothing visited.
 
-        A query with an admission keeps a second pool, of admissible items only.
+        A query with an admission keeps a second pool, of admissible items only. `gates` are what `expand`
+        chooses candidates by; None for a query that takes them all.
+
+        Raises:
+            Unsupported: there is a gate, and the backend was given no tables for one.
         """
         ...
 
@@ -105,10 +121,13 @@ class Backend(Protocol[BeamT, CandidatesT]):
         """
         ...
 
-    def expand(self, beam: BeamT, level: int) -> CandidatesT | None:
+    def expand(self, beam: BeamT, level: int, *, admit: int = 0) -> CandidatesT | None:
         """Candidates: neighbours of the frontier at ``level`` not visited so far, each once; visited now.
 
-        They come in any order. None when no query has a frontier.
+        They come in any order. None when no query has a frontier. With ``admit`` > 0, of a query with a
+        gate only the neighbours that pass it (`Gate`), the best ``admit`` of them by (estimate descending,
+        item_index ascending); the others stay unvisited. A neighbour of several frontier nodes counts by
+        the largest of its estimates.
         """
         ...
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nann.engine.errors import ArtifactError
+from nann.engine.string_ids import StringIds
 from nann.engine.types import ItemId, UserId
 
 if TYPE_CHECKING:
@@ -21,24 +23,20 @@ __all__ = ["Catalog"]
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
-class _Index:
-    """Positions of ids in an ascending int64 array, or in a list of strings."""
+def _find(ids: Int64[np.ndarray, " n"] | StringIds, wanted: Sequence[ItemId]) -> Int32[np.ndarray, " found"]:
+    """The position of each id among ascending `ids`, -1 for an unknown one and for one of the other type."""
+    if isinstance(ids, StringIds):
+        return ids.find(wanted)
+    if not ids.size:
+        return np.full(len(wanted), -1, dtype=np.int32)
+    numbers, possible = _as_int64(wanted)
+    at = np.minimum(np.searchsorted(ids, numbers), ids.size - 1)
+    return np.where((ids[at] == numbers) & possible, at, -1).astype(np.int32)
 
-    def __init__(self, ids: Int64[np.ndarray, " n"] | list[str]) -> None:
-        # A plain view: indexing a mapped array costs microseconds more.
-        self._array = None if isinstance(ids, list) else np.asarray(ids)
-        self._positions = {name: i for i, name in enumerate(ids)} if isinstance(ids, list) else {}
 
-    def find(self, ids: Sequence[ItemId]) -> Int32[np.ndarray, " n"]:
-        """The position of each id, -1 for an unknown one. An id of the other type is unknown."""
-        if self._array is None:
-            found = [self._positions.get(name, -1) if isinstance(name, str) else -1 for name in ids]
-            return np.array(found, dtype=np.int32)
-        if not self._array.size:
-            return np.full(len(ids), -1, dtype=np.int32)
-        wanted, possible = _as_int64(ids)
-        at = np.minimum(np.searchsorted(self._array, wanted), self._array.size - 1)
-        return np.where((self._array[at] == wanted) & possible, at, -1).astype(np.int32)
+def _plain(ids: Int64[np.ndarray, " n"] | StringIds) -> Int64[np.ndarray, " n"] | StringIds:
+    """A plain view: indexing a mapped array costs microseconds more."""
+    return ids if isinstance(ids, StringIds) else np.asarray(ids)
 
 
 def _as_int64(ids: Sequence[ItemId]) -> tuple[Int64[np.ndarray, " n"], Any]:
@@ -57,26 +55,36 @@ class Catalog:
 
     def __init__(self, artifact: Artifact) -> None:
         self._artifact = artifact
-        self._items = _Index(artifact.item_ids)
-        self._users = _Index(artifact.history_ids)
+        self._items = _plain(artifact.item_ids)
+        self._users = _plain(artifact.history_ids)
 
     def item_index(self, item_ids: Sequence[ItemId]) -> Int32[np.ndarray, " n"]:
         """Row of each item id, -1 where unknown."""
-        return self._items.find(item_ids) if len(item_ids) else np.empty(0, dtype=np.int32)
+        return _find(self._items, item_ids) if len(item_ids) else np.empty(0, dtype=np.int32)
 
     def item_ids(self, item_index: Int32[np.ndarray, " n"]) -> list[ItemId]:
-        ids = self._artifact.item_ids
-        if isinstance(ids, list):
-            return [ids[i] for i in item_index]
-        return ids[item_index].tolist()  # type: ignore[no-any-return]
+        ids = self._items
+        found: list[Any] = ids.take(item_index) if isinstance(ids, StringIds) else ids[item_index].tolist()
+        return found
 
     def user_history(self, user_id: UserId) -> tuple[ItemId, ...] | None:
-        """The items of a user at training time, oldest first; None for a user not in the artifact."""
-        row = int(self._users.find([user_id])[0])
+        """The items of a user at training time, oldest first; None for a user not in the artifact.
+
+        Raises:
+            ArtifactError: an item of the history is none, which ``--verify fast`` does not look for.
+        """
+        row = int(_find(self._users, [user_id])[0])
         if row < 0:
             return None
         splits = self._artifact.history_row_splits
-        return tuple(self.item_ids(self._artifact.history_items[splits[row] : splits[row + 1]]))
+        items = self._artifact.history_items[splits[row] : splits[row + 1]]
+        n = self._artifact.num_items
+        if items.size and not 0 <= items.min() <= items.max() < n:
+            path = self._artifact.directory / "arrays" / "history_items.npy"
+            raise ArtifactError(
+                str(path), expected=f"item indices from 0 to {n - 1}", found=f"{items.min()} to {items.max()}"
+            )
+        return tuple(self.item_ids(items))
 
     @cached_property
     def by_popularity(self) -> Int32[np.ndarray, " N"]:
@@ -94,8 +102,6 @@ class Catalog:
         if path is None:
             return None
         import polars as pl
-
-        from nann.engine.errors import ArtifactError
 
         try:
             table = pl.read_parquet(path)

@@ -312,6 +312,8 @@ def cpu_lanes(
     # asks for huge pages for arrays of its own.
     neighbors = [np.array(table) for table in artifact.neighbors]
     item_state = {name: np.array(table) for name, table in artifact.item_state.items()}
+    gate = artifact.gate
+    gate_queries = None if gate is None else np.array(gate.queries, dtype=np.float32)
     return [
         (
             CpuBackend(
@@ -321,6 +323,7 @@ def cpu_lanes(
                 max_batch=max_batch,
                 max_pairs=scorer.grid.max_rows,
                 item_vectors=artifact.item_vectors,
+                gate_queries=gate_queries,
             ),
             scorer,
         )

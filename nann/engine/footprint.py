@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from nann.engine.artifacts import Manifest
+from nann.engine.artifacts import GATE_QUERIES, Manifest
 
 __all__ = ["expected_load_bytes"]
 
@@ -15,6 +15,7 @@ _COPIES_OF_WEIGHTS: Final = 2
 _PROGRAMS_BYTES: Final = 96 << 20
 # Titles and categories are dictionaries once read; Parquet keeps them several times smaller.
 _PARQUET_EXPANSION: Final = 8
+_GATE_EXPANSION: Final = 2  # half precision in the file, float32 in a copy on the CPU
 
 
 def expected_load_bytes(manifest: Manifest, *, lanes: int, max_batch: int) -> int:
@@ -28,6 +29,8 @@ def expected_load_bytes(manifest: Manifest, *, lanes: int, max_batch: int) -> in
             weights += entry.bytes
         elif name.endswith(".parquet"):
             attributes += entry.bytes
+        elif name == f"arrays/{GATE_QUERIES}":
+            tables += _GATE_EXPANSION * entry.bytes
         elif name in _COPIED or name.startswith("arrays/item_state_"):
             tables += entry.bytes
     visited = lanes * max_batch * manifest.num_items // 8

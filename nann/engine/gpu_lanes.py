@@ -87,14 +87,20 @@ def lanes_of(
     limit_bytes = memory.limit_bytes(total_bytes)
     bound_memory(gpu, limit_bytes)
     limits = LaneLimits()
+    gate_queries = None if artifact.gate is None else artifact.gate.queries
     tables = DeviceTables.load(
         neighbors=artifact.neighbors,
         item_state=artifact.item_state,
         item_vectors=artifact.item_vectors,
+        gate_queries=gate_queries,
         device=gpu,
         padding_rows=grid.crossed_rows or 0,
         lane_bytes=limits.plan(
-            grid, artifact.num_items, artifact.item_state, scans=artifact.item_vectors is not None
+            grid,
+            artifact.num_items,
+            artifact.item_state,
+            scans=artifact.item_vectors is not None,
+            gated=gate_queries is not None,
         ),
         lanes=lanes,
         reserve_bytes=min(_XLA_RESERVE_BYTES, int(memory.xla_fraction * total_bytes)),

@@ -10,9 +10,9 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,11 +20,13 @@ from nann.engine.backend import Admission, Backend
 from nann.engine.catalog import Catalog
 from nann.engine.errors import BackendError, InvalidQuery, Unsupported
 from nann.engine.filters import FilterCache
+from nann.engine.gate import Gate
 from nann.engine.retrievers.exhaustive import ExhaustiveRetriever
 from nann.engine.retrievers.hnsw import HnswRetriever
 from nann.engine.retrievers.inner_product import InnerProductRetriever
+from nann.engine.retrievers.policies import check_params, level_walk
 from nann.engine.retrievers.retriever import Answer, PreparedQuery, Retriever, silent
-from nann.engine.types import Hits, ItemId, Note, Policy, Query, SearchParams, UserId
+from nann.engine.types import Hits, ItemId, Note, Query, SearchParams, UserId
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float32, Int32
@@ -39,7 +41,6 @@ __all__ = ["DEFAULT_PROFILES", "PreparedQuery", "SearchEngine", "WarmUp"]
 SCORED_PER_EF = 9
 # Below this share of admissible items the pool is widened, so that it still holds enough of them.
 _FULL_POOL_SHARE = 0.7
-_MAX_LEVEL_TOPN = 65536
 
 DEFAULT_PROFILES: Mapping[str, Mapping[str, Any]] = {
     "fast": {"policy": "best_first", "ef": 200, "beam_width": 64},
@@ -90,6 +91,7 @@ class SearchEngine:
         self._backends = [backend for backend, _ in lanes]
         self._scorers = list(dict.fromkeys(scorer for _, scorer in lanes))
         self._catalog = Catalog(artifact)
+        self._gate_tables = artifact.gate
         self._filters = FilterCache(self._catalog.table)
         self._lanes: list[Mapping[str, Retriever]] = [
             {
@@ -195,16 +197,17 @@ class SearchEngine:
         """
         if not 1 <= query.k <= self.max_k:
             raise InvalidQuery(f"k must be between 1 and {self.max_k}, not {query.k}")
-        _check_params(query.params)
+        check_params(query.params)
         if (query.history is None) == (query.comm_seq is None):
             raise InvalidQuery("exactly one of history and comm_seq must be given")
         notes: list[Note] = []
         known = None if query.history is None else self._known(query.history, "history", query.strict, notes)
-        history, starts = self._user_side(known, notes)
         comm_seq = None if query.comm_seq is None else self._comm_seq(query.comm_seq)
+        walked = comm_seq if query.params.policy == "best_first" else None
+        history, own, starts = self._user_side(known, walked, notes)
         admission = self._admission(query, notes, history=known)
         params, retriever, cost = self._plan(query, admission, notes)
-        if params.policy == "level":
+        if params.policy in ("level", "level_pruned"):
             starts = self._artifact.entry_points
         return PreparedQuery(
             k=query.k,
@@ -215,6 +218,7 @@ class SearchEngine:
             known_history=None if known is None else int(known.size),
             starts=starts,
             admission=admission,
+            gate=self._gate(query.k, params, own, admission),
             cost=cost,
             notes=tuple(notes),
             with_attributes=query.with_attributes,
@@ -289,21 +293,46 @@ class SearchEngine:
     # -- checking ------------------------------------------------------------------------------
 
     def _user_side(
-        self, known: Int32[np.ndarray, " n"] | None, notes: list[Note]
-    ) -> tuple[Int32[np.ndarray, " length"] | None, Int32[np.ndarray, " n"]]:
-        """The encoded window and the starting nodes, from the history's `known` items (None: comm_seq)."""
-        artifact = self._artifact
-        if known is None:
-            starts = artifact.start_points if artifact.start_points.size else artifact.walk_entry_points
-            return None, starts
+        self,
+        known: Int32[np.ndarray, " n"] | None,
+        comm_seq: Float32[np.ndarray, " width"] | None,
+        notes: list[Note],
+    ) -> tuple[Int32[np.ndarray, " length"] | None, Int32[np.ndarray, " known"], Int32[np.ndarray, " n"]]:
+        """The encoded window (None: no history), its known items, and these and popular ones as starts.
+
+        `known` are the history's known items, `comm_seq` is given where its items are to be recognised.
+        """
+        artifact, history = self._artifact, None
         length = self.manifest.history_length
-        newest = known[-length:]
-        history = np.full(length, -1, dtype=np.int32)
-        history[: newest.size] = newest
-        if not newest.size:
-            notes.append(Note("empty_history", "no known item in the history"))
-        starts = np.concatenate([newest, artifact.start_points])
-        return history, starts if starts.size else artifact.walk_entry_points
+        own = np.empty(0, dtype=np.int32)
+        if known is not None:
+            own = known[-length:]
+            history = np.full(length, -1, dtype=np.int32)
+            history[: own.size] = own
+            if not own.size:
+                notes.append(Note("empty_history", "no known item in the history"))
+        elif comm_seq is not None and artifact.input_rows is not None:
+            own, unknown = artifact.input_rows.recognise(comm_seq.reshape(length, -1))
+            if unknown:
+                text = "comm_seq: rows that are no item's in this version; the walk does not start there"
+                notes.append(Note("unrecognised_comm_seq_rows", text, unknown))
+        starts = np.concatenate([own, artifact.start_points])
+        return history, own, starts if starts.size else artifact.walk_entry_points
+
+    def _gate(
+        self, k: int, params: SearchParams, own: Int32[np.ndarray, " known"], admission: Admission | None
+    ) -> Gate | None:
+        """What chooses the items to score for a user with the known items `own`, where anything does."""
+        tables = self._gate_tables
+        if not params.gate_width or tables is None:
+            return None
+        # Where the last admissible place is: all excluded items may rank above it, and a share of the others.
+        places, share = k, 1.0
+        if admission is not None:
+            places += admission.excluded.size
+            share = admission.count / self._artifact.num_items
+        rank = min(params.ef, math.ceil(places / share))
+        return tables.gate(own, rank=rank, margin=params.gate_margin)
 
     def _comm_seq(self, comm_seq: np.ndarray) -> Float32[np.ndarray, " width"]:
         width = self.manifest.history_length * self.manifest.input_dim
@@ -368,16 +397,11 @@ class SearchEngine:
         admissible = num_items if admission is None else admission.count
         if params.policy == "exhaustive":
             return SearchParams(policy="exhaustive"), "exhaustive", admissible
-        if params.policy == "level":
-            if query.k > params.level_topn[5]:
-                raise InvalidQuery(f"k is {query.k}, more than level_topn[5] = {params.level_topn[5]}")
+        if params.policy in ("level", "level_pruned"):
             degree = self._artifact.neighbors[0].shape[1]
-            level_cost = self._artifact.entry_points.size + sum(params.level_topn[1:4]) * degree // 2
-            return (
-                replace(SearchParams(policy="level"), level_topn=params.level_topn),
-                "hnsw",
-                min(level_cost, num_items),
-            )
+            walked, n_expanded = level_walk(params, query.k)
+            level_cost = self._artifact.entry_points.size + n_expanded * degree // 2
+            return walked, "hnsw", min(level_cost, num_items)
         scored_per_ef = SCORED_PER_EF if params.policy == "best_first" else 1
         ef = max(params.ef, query.k)
         if admission is not None:
@@ -394,8 +418,12 @@ class SearchEngine:
             return SearchParams(policy="exhaustive"), "exhaustive", admissible
         if params.policy == "inner_product":
             return SearchParams(policy="inner_product", ef=ef), "inner_product", ef
+        if params.gate_width and self._gate_tables is None:
+            raise Unsupported("this version carries no gate (nann distill makes one)")
         walked = SearchParams(
             ef=ef,
+            gate_width=params.gate_width,
+            gate_margin=params.gate_margin if params.gate_width else SearchParams().gate_margin,
             beam_width=min(params.beam_width, ef),
             max_steps=min(params.max_steps, max(num_items, 1)),  # a step expands at least one item
         )
@@ -423,6 +451,7 @@ class SearchEngine:
                     "policy": query.params.policy,
                     "ef": query.params.ef if query.params.policy in ("best_first", "inner_product") else None,
                     "scored_per_step": list(answer.scored_per_step),
+                    "estimated": answer.estimated,
                     "launches": launches,
                 },
             )
@@ -433,7 +462,13 @@ class SearchEngine:
         some = self._catalog.item_ids(self._catalog.by_popularity[: self.manifest.history_length])
         topn = (8, 8, 8, 8, 8, 8)
         batches = []
-        for params in (SearchParams(), SearchParams(policy="level", level_topn=topn)):
+        gated = [] if self._gate_tables is None else [SearchParams(gate_width=8)]
+        for params in (
+            *gated,
+            SearchParams(),
+            SearchParams(policy="level", level_topn=topn),
+            SearchParams(policy="level_pruned", level_ef=(8, 8, 8)),
+        ):
             for exclude in ((), some[:1]):
                 queries = [
                     self.check(
@@ -461,20 +496,3 @@ def _notes(query: PreparedQuery, answer: Answer) -> tuple[Note, ...]:
     if answer.nonfinite:
         notes.append(Note("nonfinite_scores", "NaN or infinite scores do not rank", answer.nonfinite))
     return tuple(notes)
-
-
-def _check_params(params: SearchParams) -> None:
-    if params.policy == "level":
-        topn = params.level_topn
-        if len(topn) != 6 or any(not 1 <= t <= _MAX_LEVEL_TOPN for t in topn):
-            raise InvalidQuery(
-                f"level_topn must be six numbers from 1 to {_MAX_LEVEL_TOPN}, not {list(topn)}"
-            )
-    elif params.policy in ("best_first", "inner_product"):
-        for name in ("ef", "beam_width", "max_steps"):
-            if getattr(params, name) < 1:
-                raise InvalidQuery(f"{name} must be at least 1, not {getattr(params, name)}")
-        if params.level_topn:
-            raise InvalidQuery("level_topn belongs to the policy 'level'")
-    elif params.policy != "exhaustive":
-        raise InvalidQuery(f"unknown policy {params.policy!r}; known: {', '.join(get_args(Policy))}")

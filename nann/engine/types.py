@@ -18,7 +18,7 @@ __all__ = ["Hits", "ItemId", "Note", "Policy", "Query", "SearchParams", "UserId"
 
 ItemId: TypeAlias = int | str
 UserId: TypeAlias = int | str
-Policy: TypeAlias = Literal["best_first", "level", "inner_product", "exhaustive"]
+Policy: TypeAlias = Literal["best_first", "level", "level_pruned", "inner_product", "exhaustive"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,12 @@ class SearchParams:
     """How hard to search; which queries may share a batch depends on nothing else.
 
     ``best_first``: `ef` best nodes seen so far are kept (raised to k when smaller), each step
-    expands the `beam_width` best of them not expanded yet, for at most `max_steps` steps.
+    expands the `beam_width` best of them not expanded yet, for at most `max_steps` steps. With
+    `gate_width` > 0 the version's gate (engine/gate.py) chooses which neighbours are scored: at most so many
+    a step, and only those whose estimate comes within `gate_margin` errors (rmse) of a place in the answer.
     ``level``: NANN's served search with `level_topn` = (t0 … t5); see ``reference/nann.md``.
+    ``level_pruned``: the search that NANN evaluates, with `level_ef` = the pool's size on graph level 2, 1
+    and 0, and `level_steps` = the steps on level 0 (one on each level above); the defaults are NANN's.
     ``inner_product``: the `ef` items nearest to the user by inner product are scored, and no others.
     ``exhaustive``: every item is scored.
     """
@@ -36,7 +40,11 @@ class SearchParams:
     ef: int = 400
     beam_width: int = 64
     max_steps: int = 64
+    gate_width: int = 0
+    gate_margin: float = 1.0
     level_topn: tuple[int, ...] = ()
+    level_ef: tuple[int, ...] = (100, 200, 400)
+    level_steps: int = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from nann.offline.staging import link_or_copy, staged_directory
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int32
 
-__all__ = ["GRAPH_FILE", "PRESETS", "GraphOptions", "IndexReport", "build_index"]
+__all__ = ["GRAPH_FILE", "PRESETS", "GraphOptions", "IndexReport", "build_index", "in_reach", "write_level"]
 
 GRAPH_FILE = "graph.json"  # what was built and how; every output of `nann index` has it
 _MODEL_FILE = "model.json"
@@ -32,13 +32,14 @@ _SAVED_MODEL = "saved_model.pb"
 class GraphOptions:
     """How the graph is built. `m` and `ef_construction`: more finds more, costs memory and build time.
 
-    The defaults reach the recall of NANN's graph (M 32, efConstruction 40, L2) with half the items
-    scored (reference/search-findings.md).
+    `nearest`: level 0 links each item to so many nearest ones and to those that have it among theirs; 0
+    keeps HNSW's own links. The defaults were measured on Brunch (docs/research/search.md, "Graphs").
     """
 
     m: int = 16
     ef_construction: int = 100
     space: Space = "cosine"
+    nearest: int = 12
     repair: bool = True
     seed: int = DEFAULT_SEED
 
@@ -47,7 +48,7 @@ Preset = Literal["default", "nann"]
 # NANN's graph as published (reference/nann.md, "Index"): never repaired, faiss' default seed.
 PRESETS: Mapping[Preset, GraphOptions] = {
     "default": GraphOptions(),
-    "nann": GraphOptions(m=32, ef_construction=40, space="l2", repair=False),
+    "nann": GraphOptions(m=32, ef_construction=40, space="l2", nearest=0, repair=False),
 }
 
 
@@ -93,6 +94,7 @@ def build_index(
             ef_construction=options.ef_construction,
             space=options.space,
             seed=options.seed,
+            nearest=options.nearest,
             num_threads=num_threads,
         )
     with progress.stage("check reachability"):
@@ -138,19 +140,34 @@ def _reachable(
     roots: dict[str, Any] = {"entry_points": graph.walk_entry_points}
     if start_points is not None and len(start_points):
         roots["start_points"] = start_points
-    level_0 = graph.neighbors[0]
-    before = {name: len(unreachable_from(level_0, points)) for name, points in roots.items()}
-    added = replaced = 0
-    if options.repair:
-        fixed = repair(level_0, prepare_vectors(embeddings, graph.space), list(roots.values()), graph.space)
-        level_0, added, replaced = fixed.neighbors, fixed.edges_added, fixed.edges_replaced
+    level_0, account = in_reach(graph.neighbors[0], embeddings, graph.space, roots, repairs=options.repair)
     return level_0, {
         "levels": len(graph.neighbors),
         "degree": [table.shape[1] for table in graph.neighbors],
         "space": graph.space,
+        "nearest": graph.nearest,
         "n_entry_points": len(graph.entry_points),
         "n_walk_entry_points": len(graph.walk_entry_points),
         "n_edges": [int(np.count_nonzero(table >= 0)) for table in (level_0, graph.neighbors[1])],
+        **account,
+    }
+
+
+def in_reach(
+    level_0: Int32[np.ndarray, "N degree"],
+    embeddings: Float32[np.ndarray, "N D"],
+    space: Space,
+    roots: Mapping[str, Any],
+    *,
+    repairs: bool = True,
+) -> tuple[Int32[np.ndarray, "N degree"], dict[str, Any]]:
+    """The table with every item in reach of each set of roots, if it `repairs`, and the account of it."""
+    before = {name: len(unreachable_from(level_0, points)) for name, points in roots.items()}
+    added = replaced = 0
+    if repairs:
+        fixed = repair(level_0, prepare_vectors(embeddings, space), list(roots.values()), space)
+        level_0, added, replaced = fixed.neighbors, fixed.edges_added, fixed.edges_replaced
+    return level_0, {
         "unreachable_before_repair": before,
         "unreachable": {name: len(unreachable_from(level_0, points)) for name, points in roots.items()},
         "edges_added": added,
@@ -174,12 +191,17 @@ def _lay_out(embeddings_dir: Path, staging: Path) -> None:
             link_or_copy(embeddings_dir / name, staging / "arrays" / target)
 
 
+def write_level(arrays: Path, level: int, table: Int32[np.ndarray, "N degree"]) -> None:
+    """The neighbours of one level, of fixed degree and as NANN's ragged rows."""
+    values, row_splits = to_ragged(table)
+    np.save(arrays / f"neighbors_level_{level}.npy", table)
+    np.save(arrays / f"neighbors_level_{level}_values.npy", values)
+    np.save(arrays / f"neighbors_level_{level}_row_splits.npy", row_splits)
+
+
 def _write_graph(arrays: Path, graph: HnswGraph, level_0: Int32[np.ndarray, "N degree"]) -> None:
     for level, table in enumerate((level_0, graph.neighbors[1])):
-        values, row_splits = to_ragged(table)
-        np.save(arrays / f"neighbors_level_{level}.npy", table)
-        np.save(arrays / f"neighbors_level_{level}_values.npy", values)
-        np.save(arrays / f"neighbors_level_{level}_row_splits.npy", row_splits)
+        write_level(arrays, level, table)
     own, walk = graph.entry_points, graph.walk_entry_points
     np.save(arrays / "enter_points.npy", own if len(own) else walk)
     if 0 < len(own) < len(walk):
@@ -216,6 +238,7 @@ def _manifest(
             "library": f"faiss-cpu {metadata.version('faiss-cpu')}",
             "m": options.m,
             "ef_construction": options.ef_construction,
+            "nearest": options.nearest,
             "repair": options.repair,
         },
         training=model.get("training", {}),

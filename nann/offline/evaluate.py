@@ -9,7 +9,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from nann.engine.search_engine import SearchEngine
 from nann.engine.types import SearchParams
@@ -17,20 +19,39 @@ from nann.offline.baselines import evaluate_baselines
 from nann.offline.data.dataset import Dataset
 from nann.offline.progress import Progress
 from nann.offline.report import write_report
-from nann.offline.search_quality import EvalUsers, Setting, answer_users, exhaustive_answers, summarise
+from nann.offline.search_quality import (
+    EvalUsers,
+    Setting,
+    answer_users,
+    exhaustive_answers,
+    items_scored_at,
+    summarise,
+)
+from nann.offline.tuning import PROFILE_TARGETS, choose_profiles, open_for_measuring, tuned_profiles, walks
 
-__all__ = ["EvaluateOptions", "evaluate"]
+if TYPE_CHECKING:
+    from jaxtyping import Float16, Int32
 
-# best_first over a decade of costs, and NANN's served search with its two published settings and
-# twice and four times the larger (reference/nann.md, reference/search-findings.md).
-_BEST_FIRST = ((100, 32), (200, 32), (200, 64), (300, 64), (400, 64), (600, 64), (800, 64), (1200, 128))
+    from nann.offline.search_quality import Embed
+
+__all__ = ["EvaluateOptions", "QueryForm", "evaluate"]
+
+QueryForm = Literal["history", "comm_seq"]
+
+# NANN's served search with its two published settings and twice and four times the larger (reference/nann.md,
+# reference/search-findings.md).
 _LEVEL = (
     (100, 200, 200, 200, 200, 200),
     (100, 200, 400, 400, 400, 200),
     (200, 400, 800, 800, 800, 200),
     (400, 800, 1600, 1600, 1600, 200),
 )
-_PROFILE_RECALL = {"fast": 0.95, "balanced": 0.985}
+# For comm_seq: a walk from popular items alone goes far, and on NANN's graph `level` is to reach 0.99.
+_COMM_SEQ_BEST_FIRST = tuple(
+    SearchParams(ef=ef, beam_width=width) for ef, width in ((1600, 128), (2400, 128), (4000, 256))
+)
+_COMM_SEQ_LEVEL = ((800, 1600, 3200, 3200, 3200, 200),)
+_COMM_SEQ_RECALL = (0.95, 0.98, 0.99)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +72,7 @@ def evaluate(
     *,
     options: EvaluateOptions = EvaluateOptions(),
     exhaustive: bool = False,
+    query_form: QueryForm = "history",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure RUN/index on RUN/data; write quality.json, profiles.json, report.json, report.md and a plot.
@@ -58,43 +80,58 @@ def evaluate(
     With `exhaustive` (NANN's test_all) only the scan of all items is run and printed, over every test
     user that `options` allow, and nothing is written but ``report_exhaustive.json``.
 
+    With the `query_form` ``comm_seq`` every user is asked for by the embedded history in half precision,
+    as NANN's clients do, and nothing is written but ``report_comm_seq.json``; the run must have its model.
+
     Raises:
         ArtifactError, NotPreparedError: the run directory lacks a step's output, or it is damaged.
+        ModelNotTrainedError: there is no model to embed a ``comm_seq``.
         ValueError: the data has no user to evaluate on.
     """
     progress = progress if progress is not None else Progress(silent=True)
     dataset = Dataset.load(run_dir / "data")
     with progress.stage("load and compile"):
-        engine = SearchEngine.load(
-            run_dir / "index",
-            lanes=options.lanes,
-            max_batch=1,
-            max_k=max(options.k, 1000),
-            xla_cache_dir=options.xla_cache_dir,
-            intra_op_threads=1,
+        engine = open_for_measuring(
+            run_dir / "index", lanes=options.lanes, k=options.k, xla_cache_dir=options.xla_cache_dir
         )
-        engine.warm_up()
     k, num_items = min(options.k, dataset.num_items), dataset.num_items
-    test = EvalUsers.of(dataset, "test", limit=options.n_report, seed=options.seed)
+    gated = engine.manifest.gate is not None
+    embed = None if query_form == "history" else _embedder(run_dir / "model", dataset)
+    test = EvalUsers.of(dataset, "test", limit=options.n_report, seed=options.seed, embed=embed)
     truth = exhaustive_answers(engine, test, k=k, progress=progress)
     oracle = summarise(truth, test, truth, k=k, num_items=num_items, seed=options.seed)
-    head = _head(engine, dataset, options, k, len(test))
+    head = {**_head(engine, dataset, options, k, len(test)), "query_form": query_form}
     if exhaustive:
         report = {**head, "exhaustive": oracle}
         (run_dir / "report_exhaustive.json").write_text(json.dumps(report, indent=2) + "\n")
         return report
 
-    tune = EvalUsers.of(dataset, "validation", limit=options.n_tune, seed=options.seed)
-    tune_truth = exhaustive_answers(engine, tune, k=k, progress=progress)
-
     def measure(setting: Setting, users: EvalUsers, against: Any) -> dict[str, Any]:
         answers = answer_users(engine, users, setting, k=k, progress=progress)
         return summarise(answers, users, against, k=k, num_items=num_items, seed=options.seed)
 
-    settings = _settings(k)
-    tuned = [measure(s, tune, tune_truth) for s in settings if s.params.policy == "best_first"]
-    profiles, reached = _choose_profiles(tuned)
-    reported = [measure(s, test, truth) for s in settings]
+    if query_form == "comm_seq":
+        rows = [
+            measure(setting, test, truth)
+            for setting in [
+                *walks(k, gated=gated),
+                *(Setting(f"best_first ef {p.ef}, beam {p.beam_width}", p) for p in _COMM_SEQ_BEST_FIRST),
+                *_levels(k, _LEVEL + _COMM_SEQ_LEVEL),
+            ]
+        ]
+        report = {**head, "exhaustive": oracle, "sweep": rows, "items_scored_at": _costs(rows)}
+        (run_dir / "report_comm_seq.json").write_text(json.dumps(report, indent=2) + "\n")
+        return report
+
+    settings, tuned = walks(k, gated=gated), []
+    chosen = tuned_profiles(run_dir, engine)
+    if chosen is None:
+        validation = EvalUsers.of(dataset, "validation", limit=options.n_tune, seed=options.seed)
+        validation_truth = exhaustive_answers(engine, validation, k=k, progress=progress)
+        tuned = [measure(setting, validation, validation_truth) for setting in settings]
+        chosen = choose_profiles(tuned, PROFILE_TARGETS)
+    profiles, reached = chosen
+    reported = [measure(setting, test, truth) for setting in [*settings, *_levels(k, _LEVEL)]]
     baselines = (
         [asdict(row) for row in evaluate_baselines(dataset, k=k, seed=options.seed, progress=progress)]
         if options.baselines
@@ -133,37 +170,42 @@ def _head(
     }
 
 
-def _settings(k: int) -> list[Setting]:
-    walks = [
-        Setting(
-            f"best_first ef {max(ef, k)}, beam {width}",
-            SearchParams(policy="best_first", ef=max(ef, k), beam_width=width),
-        )
-        for ef, width in _BEST_FIRST
-    ]
+def _embedder(model_dir: Path, dataset: Dataset) -> Embed:
+    """Embeds histories as NANN's clients do: the model's own inputs, flattened, in half precision."""
+    import tensorflow as tf
+
+    from nann.offline.checkpoints import load_model
+
+    model, _ = load_model(model_dir)
+    serving = model.fold(np.asarray(dataset.item_categories))
+
+    def embed(histories: Int32[np.ndarray, "users length"]) -> Float16[np.ndarray, "users width"]:
+        inputs = serving.inputs_of(tf.constant(histories)).numpy()
+        return inputs.reshape(len(histories), -1).astype(np.float16)  # type: ignore[no-any-return]
+
+    return embed
+
+
+def _costs(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Policy -> recall -> the items scored that it takes."""
+    return {
+        policy: {
+            f"{recall:g}": items_scored_at(recall, [row for row in rows if row["policy"] == policy])
+            for recall in _COMM_SEQ_RECALL
+        }
+        for policy in ("best_first", "level")
+    }
+
+
+def _levels(k: int, level: Sequence[tuple[int, ...]]) -> list[Setting]:
+    """NANN's searches: the served one with these widths, and the evaluated one."""
     levels = [
         Setting(f"level {list(topn[:5])}", SearchParams(policy="level", level_topn=(*topn[:5], k)))
-        for topn in _LEVEL
+        for topn in level
     ]
-    return [*{s.params: s for s in walks}.values(), *levels]
-
-
-def _choose_profiles(
-    tuned: Sequence[Mapping[str, Any]],
-) -> tuple[dict[str, dict[str, Any]], dict[str, bool]]:
-    """For each profile the cheapest setting that reaches its recall when tuned, else the best one."""
-    profiles: dict[str, dict[str, Any]] = {}
-    reached = {}
-    for name, target in _PROFILE_RECALL.items():
-        good = [row for row in tuned if row["recall"] >= target]
-        row = (
-            min(good, key=lambda row: row["items_scored"]) if good else max(tuned, key=lambda r: r["recall"])
-        )
-        profiles[name] = {"policy": "best_first", **row["params"]}
-        reached[name] = bool(good)
-    profiles["exact"] = {"policy": "exhaustive"}
-    reached["exact"] = True
-    return profiles, reached
+    nanns = SearchParams(policy="level_pruned")
+    ef = (*nanns.level_ef[:2], max(nanns.level_ef[2], k))
+    return [*levels, Setting(f"level_pruned {list(ef)}", SearchParams(policy="level_pruned", level_ef=ef))]
 
 
 def _walk(profile: Mapping[str, Any]) -> dict[str, Any]:

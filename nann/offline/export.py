@@ -15,8 +15,9 @@ from nann.engine.artifacts import Artifact, Manifest, Programs, hash_files, read
 from nann.offline.progress import Progress
 from nann.offline.staging import copy_file
 
-__all__ = ["ALL_PROGRAM_SETS", "ProgramSetName", "export", "published_versions"]
+__all__ = ["ALL_PROGRAM_SETS", "ExportFormat", "ProgramSetName", "export", "published_versions"]
 
+ExportFormat = Literal["nann", "tf-serving"]
 ProgramSetName = Literal["cpu", "gpu"]
 # A set takes 2 to 4 seconds and a quarter of a megabyte for any number of items: weights are not copied.
 ALL_PROGRAM_SETS: tuple[ProgramSetName, ...] = ("cpu", "gpu")
@@ -32,6 +33,7 @@ def export(
     name: str = "nann",
     version: int | None = None,
     *,
+    format: ExportFormat = "nann",
     programs: Sequence[ProgramSetName] = ALL_PROGRAM_SETS,
     max_batch: int | None = None,
     progress: Progress | None = None,
@@ -46,13 +48,17 @@ def export(
     `programs` are the sets of XLA programs to be written beside the SavedModel, so that the version can be
     served without TensorFlow: for batches of up to `max_batch` queries, by default 16 (cpu) and 64 (gpu).
 
+    The format ``tf-serving`` adds the search itself to the SavedModel, as `serving_default` and `retrieve`,
+    so that TensorFlow Serving can serve the version too (`export_tf_serving.py`).
+
     A folder ``index/assets.extra``, where there is one, is published too.
 
     Raises:
         FileNotFoundError: the run has no index.
         FileExistsError: that version is published already.
         ArtifactError: the run's artifact is damaged or incomplete.
-        ValueError: the name or the version is not usable, or XLA cannot compile the model.
+        ValueError: the name or the version is not usable, XLA cannot compile the model, or the format
+            is ``tf-serving`` and the model cannot be queried by comm_seq.
     """
     index = run_dir / "index"
     if not (index / "manifest.json").is_file():
@@ -90,6 +96,8 @@ def export(
             manifest = manifest.model_copy(
                 update={"files": manifest.files | hash_files(staging, under=_EXTRA)}
             )
+        if format == "tf-serving":
+            manifest = _add_search(staging, manifest, progress)
         if programs:
             written = _write_programs(staging, manifest, programs, max_batch, progress)
             files = manifest.files | hash_files(staging, under="programs")
@@ -104,6 +112,15 @@ def export(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return target
+
+
+def _add_search(staging: Path, manifest: Manifest, progress: Progress | None) -> Manifest:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from nann.offline.export_tf_serving import add_search_signatures
+
+    write_manifest(staging, manifest)  # what the copied files are checked against before they are read
+    with progress if progress is not None else Progress() as shown, shown.stage("add the search"):
+        return add_search_signatures(staging, manifest)
 
 
 def _write_programs(

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import tensorflow as tf
 
+from nann.engine.input_rows import InputRows, hash_rows
 from nann.offline.checkpoints import load_model, write_json
 from nann.offline.data import rules
 from nann.offline.data.dataset import Dataset
@@ -161,16 +162,18 @@ def histories_without_targets(
 
 
 def _write_items(serving: ServingModel, directory: Path, advance: Callable[[int], None]) -> None:
-    """`item_embs.npy` and one half-precision array for each item tensor."""
+    """`item_embs.npy`, one half-precision array for each item tensor, and the hashes of the input rows."""
     n_items = serving.spec.num_items
     embeddings: np.ndarray = np.empty((n_items, serving.spec.embedding_dim), np.float32)
     states: dict[str, np.ndarray] = {
         name: np.empty((n_items, *shape), np.float16) for name, shape in serving.item_shapes.items()
     }
+    hashes: np.ndarray = np.empty(n_items, np.uint64)
     for start in range(0, n_items, ITEMS_PER_CALL):
         index = np.arange(start, min(start + ITEMS_PER_CALL, n_items), dtype=np.int32)
         rows = slice(start, start + len(index))
         embeddings[rows] = serving.embed_items(tf.constant(index)).numpy()
+        hashes[rows] = hash_rows(serving.inputs_of(tf.constant(index)).numpy())
         for name, tensor in serving.encode_items(tf.constant(index)).items():
             states[name][rows] = tensor.numpy()
         advance(len(index))
@@ -181,6 +184,9 @@ def _write_items(serving: ServingModel, directory: Path, advance: Callable[[int]
     np.save(directory / "item_embs.npy", embeddings)
     for name, array in states.items():
         np.save(directory / "arrays" / f"item_state_{name}.npy", array)
+    input_rows = InputRows.of(hashes)
+    np.save(directory / "arrays" / "input_row_hashes.npy", input_rows.hashes)
+    np.save(directory / "arrays" / "input_row_items.npy", input_rows.items)
 
 
 def _write_data(dataset: Dataset, directory: Path) -> None:

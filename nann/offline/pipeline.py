@@ -21,6 +21,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from nann.engine.artifacts import GATE_KEYS, GATE_QUERIES
 from nann.engine.scoring.native_log import quiet_native_log
 from nann.offline.build_index import GRAPH_FILE, PRESETS, GraphOptions
 from nann.offline.pipeline_steps import STEPS, StepFailure, run_step
@@ -35,6 +36,7 @@ _OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "train": ("model/weights.npz",),
     "extract": ("embeddings/model.json",),
     "index": (f"index/{GRAPH_FILE}", "index/manifest.json"),
+    "distill": (f"index/arrays/{GATE_KEYS}", f"index/arrays/{GATE_QUERIES}"),
     "evaluate": ("report.md", "report.json", "quality.json", "profiles.json"),
 }
 
@@ -49,15 +51,16 @@ class _InStep(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PipelineOptions:
-    """Options of the steps. `prepare`, `train` and `evaluate` hold keyword arguments of
-    `nann.offline.data.prepare.prepare`, `TrainConfig` and `EvaluateOptions`: plain values, so that
-    naming them loads no TensorFlow.
+    """Options of the steps. `prepare`, `train`, `distill` and `evaluate` hold keyword arguments of
+    `nann.offline.data.prepare.prepare`, `TrainConfig`, `DistillOptions` and `EvaluateOptions`: plain values,
+    so that naming them loads no TensorFlow.
     """
 
     name: str = "nann"
     prepare: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
     graph: GraphOptions = PRESETS["default"]
+    distill: Mapping[str, Any] = field(default_factory=dict)
     evaluate: Mapping[str, Any] = field(default_factory=dict)
 
     def of(self, step: str) -> dict[str, Any]:
@@ -96,7 +99,7 @@ class PipelineReport:
 def run_pipeline(
     input: Path, run_dir: Path, *, options: PipelineOptions | None = None, progress: Progress | None = None
 ) -> PipelineReport:
-    """Run every step that `run_dir` lacks: data, model, embeddings, index, report, published version.
+    """Run every step that `run_dir` lacks: data, model, embeddings, index, gate, report, published version.
 
     A training that was interrupted goes on from its last checkpoint.
 

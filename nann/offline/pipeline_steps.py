@@ -61,6 +61,12 @@ def _index(input: Path, run_dir: Path, options: Options, progress: Progress) -> 
     ).output
 
 
+def _distill(input: Path, run_dir: Path, options: Options, progress: Progress) -> Path:
+    from nann.offline.distill import DistillOptions, distill
+
+    return distill(run_dir, options=DistillOptions(**options), progress=progress).index
+
+
 def _evaluate(input: Path, run_dir: Path, options: Options, progress: Progress) -> Path:
     from nann.offline.evaluate import EvaluateOptions, evaluate
 
@@ -79,6 +85,7 @@ STEPS: Mapping[str, Callable[[Path, Path, Options, Progress], Path]] = {
     "train": _train,
     "extract": _extract,
     "index": _index,
+    "distill": _distill,
     "evaluate": _evaluate,
     "export": _export,
 }

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -17,9 +17,28 @@ from nann.offline.metrics.ranking import bootstrap_mean, held_out_metrics, perce
 from nann.offline.progress import Progress
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Float, Float16, Int, Int32
 
-__all__ = ["Answers", "EvalUsers", "Setting", "answer_users", "exhaustive_answers", "summarise"]
+    # Histories as item indices, oldest first, -1 padded -> what NANN's clients send of each.
+    Embed: TypeAlias = Callable[[Int32[np.ndarray, "users length"]], Float16[np.ndarray, "users width"]]
+
+__all__ = [
+    "ESTIMATE_COST",
+    "Answers",
+    "EvalUsers",
+    "Setting",
+    "answer_users",
+    "exhaustive_answers",
+    "items_scored_at",
+    "on_all_lanes",
+    "summarise",
+]
+
+
+ResultT = TypeVar("ResultT")
+
+# Of one score: 50 keys of 16 numbers and a context of 8 against the attention model's 23,000 multiply-adds.
+ESTIMATE_COST = 0.035
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +51,26 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class EvalUsers:
-    """Users to ask for: their histories as item ids, oldest first, and the held-out item of each."""
+    """Users to ask for: their histories as item ids, oldest first, and the held-out item of each.
+
+    Where there are `comm_seqs`, the histories embedded, the engine is asked with those instead.
+    """
 
     split: EvalSplit
     histories: Sequence[Sequence[ItemId]]
     targets: Sequence[ItemId]
+    comm_seqs: Float16[np.ndarray, "users width"] | None = None
 
     @classmethod
-    def of(cls, dataset: Dataset, split: EvalSplit, *, limit: int | None, seed: int) -> EvalUsers:
+    def of(
+        cls,
+        dataset: Dataset,
+        split: EvalSplit,
+        *,
+        limit: int | None,
+        seed: int,
+        embed: Embed | None = None,
+    ) -> EvalUsers:
         """The split's users, or a seeded sample of `limit` of them. ValueError when it has none."""
         _, histories, targets = dataset.eval_samples(split)
         if not len(targets):
@@ -52,7 +83,14 @@ class EvalUsers:
             split,
             [ids[row[row >= 0]].tolist() for row in histories[rows]],
             ids[targets[rows]].tolist(),
+            None if embed is None else embed(histories[rows]),
         )
+
+    def queries(self, k: int, params: SearchParams) -> list[Query]:
+        """One for each user, in their order."""
+        if self.comm_seqs is not None:
+            return [Query(k=k, params=params, comm_seq=row) for row in self.comm_seqs]
+        return [Query(k=k, params=params, history=row) for row in self.histories]
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -81,7 +119,7 @@ def answer_users(
 
     With latency, one query is in flight at a time; without, every lane is kept busy.
     """
-    prepared = [engine.check(Query(k=k, params=setting.params, history=h)) for h in users.histories]
+    prepared = [engine.check(query) for query in users.queries(k, setting.params)]
     hits: list[Hits] = []
     latency_s = np.full(len(users), np.nan)
     with progress.stage(f"{setting.name} ({users.split})", total=len(users), unit="users") as stage:
@@ -92,9 +130,7 @@ def answer_users(
                 latency_s[row] = time.perf_counter() - started
                 stage.advance()
         else:
-            for answer in _on_all_lanes(
-                engine, lambda lane, query: engine.search([query], lane)[0], prepared
-            ):
+            for answer in on_all_lanes(engine, lambda lane, query: engine.search([query], lane)[0], prepared):
                 hits.append(answer)
                 stage.advance()
     scores = np.full((len(users), k), -np.inf)
@@ -116,12 +152,14 @@ def summarise(
 
     ``recall`` is against the exhaustive search under the same model, by score with ties ("coverage" in
     NANN's paper); ``hit_rate`` is the share of users whose held-out item is found ("recall" there).
+    ``cost`` is in scores: an estimate of the gate counts as `ESTIMATE_COST` of one.
     """
     retrieved, targets = _as_codes(answers.hits, users.targets, k)
     metrics = held_out_metrics(retrieved, targets, k)
     hit = (retrieved[:, :k] == targets[:, None]).any(axis=1).astype(np.float64)
     interval = bootstrap_mean(hit, seed=seed)
     scored = np.array([answer.n_scored for answer in answers.hits], dtype=np.float64)
+    estimated = np.array([answer.explain.get("estimated", 0) for answer in answers.hits], dtype=np.float64)
     steps = [answer.explain["scored_per_step"] for answer in answers.hits]
     depth = max(map(len, steps), default=0)
     row: dict[str, Any] = {
@@ -137,6 +175,8 @@ def summarise(
         "f1": metrics.f1,
         "ndcg": metrics.ndcg,
         "items_scored": float(scored.mean()),
+        "estimated": float(estimated.mean()),
+        "cost": float((scored + ESTIMATE_COST * estimated).mean()),
         "share_scored": float(scored.mean() / num_items),
         "steps": float(np.mean([answer.steps for answer in answers.hits])),
         "scored_per_step": [
@@ -157,11 +197,30 @@ def summarise(
     return row
 
 
+def items_scored_at(recall: float, rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Items scored for a mean recall, read off the straight lines between the best of the measured rows.
+
+    None where no row reaches it; the cheapest row's own cost where that is better already.
+    """
+    front: list[tuple[float, float]] = []
+    for found, cost in sorted(((row["recall"], row["items_scored"]) for row in rows), key=lambda p: p[1]):
+        if not front or found > front[-1][0]:
+            front.append((found, cost))
+    if not front or front[-1][0] < recall:
+        return None
+    recalls, costs = zip(*front, strict=True)
+    return float(np.interp(recall, recalls, costs))
+
+
 def _params(params: SearchParams) -> dict[str, Any]:
     if params.policy == "level":
         return {"level_topn": list(params.level_topn)}
+    if params.policy == "level_pruned":
+        return {"level_ef": list(params.level_ef), "level_steps": params.level_steps}
     if params.policy == "best_first":
-        return {"ef": params.ef, "beam_width": params.beam_width, "max_steps": params.max_steps}
+        walk = {"ef": params.ef, "beam_width": params.beam_width, "max_steps": params.max_steps}
+        gate = {"gate_width": params.gate_width, "gate_margin": params.gate_margin}
+        return {**walk, **gate} if params.gate_width else walk
     return {}
 
 
@@ -178,10 +237,12 @@ def _as_codes(
     return retrieved, wanted
 
 
-def _on_all_lanes(engine: SearchEngine, call: Callable[[int, Any], Hits], queries: Sequence[Any]) -> Any:
-    """Results in the order of the queries, computed on every lane of the engine at once."""
+def on_all_lanes(
+    engine: SearchEngine, call: Callable[[int, Any], ResultT], queries: Sequence[Any]
+) -> Iterator[ResultT]:
+    """``call(lane, query)`` of each, in their order, with every lane of the engine at work."""
 
-    def run(lane: int) -> list[Hits]:
+    def run(lane: int) -> list[ResultT]:
         return [call(lane, query) for query in queries[start + lane : stop : engine.n_lanes]]
 
     block = 16 * engine.n_lanes  # small enough for a progress bar to move, large enough to hide the joins

@@ -6,7 +6,8 @@ A key is a secret that a caller sends with every request. The file of `--api-key
     prometheus    metrics  sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
     shop          read     q0gJ5mYt0bVf0mC2m1XbqC0m8kQyYw3v
 
-Of a key only its hash is kept, and nothing here logs or repeats one.
+Of a key only its hash is kept, and nothing here logs or repeats one. The file is looked at again when a
+caller comes, at most once a second: a key that was taken out of it is refused from then on.
 """
 
 from __future__ import annotations
@@ -14,17 +15,22 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import Final
 
 from nann.service.errors import PermissionDenied, Unauthenticated
+from nann.service.metrics import Metrics
 from nann.service.settings import Settings, SettingsError
+from nann.service.watched_files import WatchedFiles
 
 __all__ = ["Access", "ApiKey", "Role", "bearer_key", "open_access", "read_api_keys"]
 
+# How long a key may be good after it was taken out of the file; and the most often it is looked at.
+_PAUSE_S: Final = 1.0
 # A plain SHA-256 keeps a random secret as well as any slow hash, and a guessable one is refused by its
 # length: 22 characters of base64 are 128 bits.
 _MIN_KEY_LENGTH: Final = 22
@@ -54,11 +60,15 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Decides who may do what. Without `keys` everyone may do everything."""
+    """Decides who may do what. Without `keys` everyone may do everything.
+
+    `keys` are those at start; `keys_now` gives those that hold when it is called, by default the same.
+    """
 
     keys: tuple[ApiKey, ...] = ()
     open_metrics: bool = False
     open_docs: bool = False
+    keys_now: Callable[[], tuple[ApiKey, ...]] | None = field(default=None, repr=False)
 
     @property
     def is_open(self) -> bool:
@@ -78,7 +88,8 @@ class Access:
             )
         digest = hashlib.sha256(presented.encode("utf-8", "surrogateescape")).digest()
         known: ApiKey | None = None
-        for key in self.keys:  # all of them, so that the time taken does not tell which came close
+        keys = self.keys if self.keys_now is None else self.keys_now()
+        for key in keys:  # all of them, so that the time taken does not tell which came close
             if hmac.compare_digest(key.digest, digest):
                 known = key
         if known is None:
@@ -98,11 +109,17 @@ def bearer_key(authorization: str | None, api_key: str | None) -> str | None:
     return api_key
 
 
-def open_access(settings: Settings) -> Access:
+def open_access(
+    settings: Settings, metrics: Metrics, *, clock: Callable[[], float] = time.monotonic
+) -> Access:
     """The access that the settings ask for; raises SettingsError when the file of keys is wrong."""
-    if settings.api_keys_file is None:
+    path = settings.api_keys_file
+    if path is None:
         return Access()
-    return Access(read_api_keys(settings.api_keys_file), settings.open_metrics, settings.open_docs)
+    watched = WatchedFiles(
+        "api_keys", [path], lambda: read_api_keys(path), metrics, pause_s=_PAUSE_S, clock=clock
+    )
+    return Access(watched.value, settings.open_metrics, settings.open_docs, watched.refresh)
 
 
 def read_api_keys(path: Path) -> tuple[ApiKey, ...]:

@@ -3,7 +3,8 @@
 start    sockets open, /livez answers, /readyz is 503       a startup probe needs no guess
 load     every model read, verified and warmed on a thread
 ready    one log line with both addresses; new versions are looked for, loaded and swapped in
-drain    (SIGTERM, SIGINT) not ready -> accept nothing new -> finish what was accepted -> exit 0
+drain    (SIGTERM, SIGINT) not ready, and new requests are told so -> (linger) accept no connections ->
+         finish what was accepted -> exit 0
 """
 
 from __future__ import annotations
@@ -19,13 +20,11 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
-
 from nann.engine.errors import ArtifactError, RetrievalError
 from nann.service.access import open_access
 from nann.service.allocator import keep_large_blocks_apart
 from nann.service.exposure import warn_of_exposure
-from nann.service.grpc_api.server import create_server
+from nann.service.grpc_api.server import GrpcServer, create_server
 from nann.service.health import Health, keep_recovering
 from nann.service.http_api.app import create_app
 from nann.service.http_api.server import HttpServer, create_http_server
@@ -35,6 +34,7 @@ from nann.service.registry import LoadEngine, Registry
 from nann.service.retrieval import RetrievalService
 from nann.service.settings import Settings, SettingsError
 from nann.service.tls import open_tls
+from nann.service.tracing import Tracing, open_tracing
 from nann.service.user_store import UserStore, open_user_store
 
 __all__ = ["Application", "Exit", "serve"]
@@ -91,7 +91,8 @@ class Application:
         self._store: UserStore | None = None
         self._http: HttpServer | None = None
         self._http_task: asyncio.Task[None] | None = None
-        self._grpc: grpc.aio.Server | None = None
+        self._grpc: GrpcServer | None = None
+        self._tracing: Tracing | None = None
 
     def stop(self) -> None:
         """Begin to drain; called again, give up on what has not finished."""
@@ -118,6 +119,8 @@ class Application:
             log.exception("the server failed")
             code = 1
         drained = await self._drain_in_time()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         log.info("stopped", code=code if drained else 1)
         return Exit(code, self._registry.loading) if drained else Exit(1, threads_left=True)
 
@@ -144,18 +147,23 @@ class Application:
         work = [keep_recovering(self.health, service.probe, give_up_after_s=settings.exit_after_impaired_s)]
         if settings.poll_interval_s:
             work.append(self._registry.keep_watching())
+        if settings.model_config_file is not None and settings.model_config_poll_interval_s:
+            work.append(self._registry.keep_reading_config())
         await asyncio.gather(*work)
 
     async def _open(self, service: RetrievalService) -> None:
         settings = self._settings
-        access, tls = open_access(settings), open_tls(settings)
+        self._tracing = open_tracing(settings)
+        access, tls = open_access(settings, self.metrics), open_tls(settings, self.metrics)
         warn_of_exposure(settings, access)
         listener = _listen(settings.host, settings.rest_port)
         self.rest_port = listener.getsockname()[1]
-        app = create_app(service, settings, self.health, self.metrics, access)
-        self._http = create_http_server(app, settings, tls)
+        app = create_app(service, settings, self.health, self.metrics, access, self._tracing)
+        self._http = create_http_server(app, settings, self.metrics, tls)
         self._http_task = asyncio.create_task(self._http.serve(sockets=[listener]))
-        self._grpc, self.grpc_port = create_server(service, settings, self.health, self.metrics, access, tls)
+        self._grpc, self.grpc_port = create_server(
+            service, settings, self.health, self.metrics, access, tls, self._tracing
+        )
         await self._grpc.start()
         log.info("listening", rest=self._address(self.rest_port), grpc=self._address(self.grpc_port))
 
@@ -213,9 +221,12 @@ class Application:
         return True
 
     async def _drain(self) -> None:
-        self.health.draining()
+        self.health.draining()  # from here on both transports refuse what is new
         self._registry.refuse_changes()
         log.info("draining")
+        if self.ready.is_set():
+            # What is on its way was sent to a server that was ready; a closed port would be no answer to it.
+            await asyncio.sleep(min(self._settings.drain_linger_s, self._settings.drain_grace_s / 2))
         closing: list[Coroutine[Any, Any, None]] = []
         if self._grpc is not None:
             closing.append(self._grpc.stop(self._settings.drain_grace_s))

@@ -14,9 +14,10 @@ import asyncio
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
+from typing import Generic, Protocol
 
 from nann.engine.errors import DeadlineExceeded, NotReady, Overloaded
+from nann.service.entry import Answer, Batchable, Call, DispatchReason, Entry, P, R
 from nann.service.errors import InternalError, fresh_error
 from nann.service.lane import Lane
 from nann.service.rotation import Rotation
@@ -32,22 +33,11 @@ __all__ = [
     "RejectReason",
 ]
 
-DispatchReason: TypeAlias = Literal["full", "lane_free", "fill_timer", "closing", "probe", "shadow"]
-
 # Each new measurement of the service rate counts this much: the last ten or so batches decide.
 _RATE_SMOOTHING = 0.2
 # uvloop rounds timers to the nearest millisecond, so one may fire this much early.
 _TIMER_SLACK_S = 0.0005
 _NEVER_S = float("inf")
-
-
-class Batchable(Protocol):
-    """A checked query: only equal `compat` may share a batch; `cost` estimates the items to score."""
-
-    @property
-    def compat(self) -> Hashable: ...
-    @property
-    def cost(self) -> int: ...
 
 
 class TimerHandle(Protocol):
@@ -76,10 +66,6 @@ class BatchObserver:
         """A query was refused, or its deadline passed."""
 
 
-P = TypeVar("P", bound=Batchable)
-R = TypeVar("R")
-
-
 @dataclass(frozen=True, slots=True)
 class BatcherLimits:
     """Sizes of a batcher.
@@ -99,70 +85,6 @@ class BatcherLimits:
     batch_work_limit: int
     batch_wait_s: float = 0.0
     lane_groups: tuple[Hashable, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer(Generic[R]):
-    """One query's result, how long it waited for a lane, how long its batch was on it, and what sent
-    the batch off."""
-
-    result: R
-    queue_s: float
-    search_s: float
-    batch_size: int
-    reason: DispatchReason
-
-
-class _Call(Generic[R]):
-    """What one `submit` or `submit_many` waits for: an outcome for each of its queries."""
-
-    def __init__(
-        self, n: int, *, arrival_s: float, deadline_s: float, bulk: bool, done: asyncio.Future[None]
-    ) -> None:
-        self.outcomes: list[Answer[R] | Exception | None] = [None] * n
-        self.unfinished = n
-        self.arrival_s = arrival_s
-        self.deadline_s = deadline_s
-        self.bulk = bulk
-        self.done = done
-
-    def settle(self, position: int, outcome: Answer[R] | Exception) -> None:
-        """The first outcome of a query counts; the last query of the call wakes its waiter."""
-        if self.outcomes[position] is not None:
-            return
-        self.outcomes[position] = outcome
-        self.unfinished -= 1
-        if not self.unfinished and not self.done.done():
-            self.done.set_result(None)
-
-
-class _Entry(Generic[P, R]):
-    """One query of a call."""
-
-    __slots__ = ("call", "compat", "cost", "position", "query")
-
-    def __init__(self, query: P, call: _Call[R], position: int) -> None:
-        self.query = query
-        self.call = call
-        self.position = position
-        self.compat = query.compat
-        self.cost = query.cost
-
-    @property
-    def bulk(self) -> bool:
-        return self.call.bulk
-
-    @property
-    def arrival_s(self) -> float:
-        return self.call.arrival_s
-
-    @property
-    def is_settled(self) -> bool:
-        """Expired, abandoned or answered."""
-        return self.call.outcomes[self.position] is not None or self.call.done.done()
-
-    def settle(self, outcome: Answer[R] | Exception) -> None:
-        self.call.settle(self.position, outcome)
 
 
 class Batcher(Generic[P, R]):
@@ -194,7 +116,7 @@ class Batcher(Generic[P, R]):
         self._lanes = [Lane(f"nann-lane-{lane}") for lane in range(limits.n_lanes)]
         self._rotation = Rotation(limits.lane_groups or ("all",) * limits.n_lanes)
         self._on_lanes = on_lanes
-        self._queue: WaitingQueue[_Entry[P, R]] = WaitingQueue(
+        self._queue: WaitingQueue[Entry[P, R]] = WaitingQueue(
             limit=limits.queue_limit, work_limit=limits.queue_work_limit
         )
         self._seconds_per_cost: float | None = None
@@ -213,6 +135,15 @@ class Batcher(Generic[P, R]):
     def lanes_busy(self) -> int:
         """Lanes that search now."""
         return self._rotation.n_busy
+
+    @property
+    def is_full(self) -> bool:
+        """True when a query would be refused now whatever it costs."""
+        return self._queue.refusal(n=1, cost=1, bulk=False) is not None
+
+    def refuse(self) -> None:
+        """Raise the `Overloaded` of a full queue for one query, and count it."""
+        self._check_room(1, 1, bulk=False)
 
     async def submit(self, query: P, *, deadline_s: float | None = None) -> Answer[R]:
         """Wait for a lane, search, and return this query's result.
@@ -250,7 +181,7 @@ class Batcher(Generic[P, R]):
         """
         calls = []
         for lane in () if self._closing else self._rotation.doubted:
-            entry = _Entry(query, self._new_call(1, deadline_s, bulk=False), 0)
+            entry = Entry(query, self._new_call(1, deadline_s, bulk=False), 0)
             self._start(lane, [entry], "probe")
             calls.append(self._answered([entry]))
         for (outcome,) in await asyncio.gather(*calls):
@@ -269,7 +200,7 @@ class Batcher(Generic[P, R]):
         lane = None if self._closing or self.depth else self._rotation.spare_lane()
         if lane is None:
             return None
-        entry = _Entry(query, self._new_call(1, _NEVER_S, bulk=True), 0)
+        entry = Entry(query, self._new_call(1, _NEVER_S, bulk=True), 0)
         self._start(lane, [entry], "shadow")
         (outcome,) = await self._answered([entry])
         if isinstance(outcome, Exception):
@@ -288,9 +219,9 @@ class Batcher(Generic[P, R]):
 
     # Calls: from their admission to their outcomes.
 
-    def _admit(self, queries: Sequence[P], deadline_s: float | None, *, bulk: bool) -> list[_Entry[P, R]]:
+    def _admit(self, queries: Sequence[P], deadline_s: float | None, *, bulk: bool) -> list[Entry[P, R]]:
         call = self._new_call(len(queries), _NEVER_S if deadline_s is None else deadline_s, bulk=bulk)
-        entries = [_Entry(query, call, position) for position, query in enumerate(queries)]
+        entries = [Entry(query, call, position) for position, query in enumerate(queries)]
         self._check_admission(entries, call)
         for entry in entries:
             self._queue.add(entry)
@@ -298,8 +229,8 @@ class Batcher(Generic[P, R]):
         self._schedule_dispatch()
         return entries
 
-    def _new_call(self, n: int, deadline_s: float, *, bulk: bool) -> _Call[R]:
-        return _Call(
+    def _new_call(self, n: int, deadline_s: float, *, bulk: bool) -> Call[R]:
+        return Call(
             n,
             arrival_s=self._clock(),
             deadline_s=deadline_s,
@@ -307,17 +238,14 @@ class Batcher(Generic[P, R]):
             done=self._loop.create_future(),
         )
 
-    def _check_admission(self, entries: Sequence[_Entry[P, R]], call: _Call[R]) -> None:
+    def _check_admission(self, entries: Sequence[Entry[P, R]], call: Call[R]) -> None:
         n = len(entries)
         if self._closing:
             raise self._refusal("closing", n, NotReady("the server is shutting down"))
         if call.deadline_s <= call.arrival_s:
             raise self._refusal("expired", n, DeadlineExceeded("the deadline had passed on arrival"))
         cost = sum(entry.cost for entry in entries)
-        refusal = self._queue.refusal(n=n, cost=cost, bulk=call.bulk)
-        if refusal is not None:
-            reason, why = refusal
-            raise self._refusal(reason, n, self._overloaded(f"the queue is full: {why}"))
+        self._check_room(n, cost, bulk=call.bulk)
         wait_s = self._expected_s(self._queue.work_before(bulk=call.bulk), cost / n) / self._limits.n_lanes
         batch_s = self._expected_batch_s(self._queue.work + cost, cost / n)
         # The batch that is on the next lane is half done on average.
@@ -326,6 +254,12 @@ class Batcher(Generic[P, R]):
             # It would expire, in the queue or on a lane; told now, the caller can still go elsewhere.
             why = f"an answer takes about {answer_s * 1e3:.0f} ms, longer than the deadline allows"
             raise self._refusal("too_late", n, self._overloaded(why))
+
+    def _check_room(self, n: int, cost: int, *, bulk: bool) -> None:
+        refusal = self._queue.refusal(n=n, cost=cost, bulk=bulk)
+        if refusal is not None:
+            reason, why = refusal
+            raise self._refusal(reason, n, self._overloaded(f"the queue is full: {why}"))
 
     def _refusal(self, reason: RejectReason, n: int, error: Exception) -> Exception:
         for _ in range(n):
@@ -349,7 +283,7 @@ class Batcher(Generic[P, R]):
     def _full_batch(self, cost: float) -> float:
         return max(cost, min(cost * self._limits.max_batch, self._limits.batch_work_limit))
 
-    async def _answered(self, entries: Sequence[_Entry[P, R]]) -> list[Answer[R] | Exception]:
+    async def _answered(self, entries: Sequence[Entry[P, R]]) -> list[Answer[R] | Exception]:
         call = entries[0].call
         expiry = None
         if call.deadline_s != _NEVER_S:
@@ -364,7 +298,7 @@ class Batcher(Generic[P, R]):
                     self._leave(entry)
         return [outcome for outcome in call.outcomes if outcome is not None]
 
-    def _leave(self, entry: _Entry[P, R]) -> bool:
+    def _leave(self, entry: Entry[P, R]) -> bool:
         """Take `entry` out of the queue; False when it is not in it (any more)."""
         if not self._queue.remove(entry):
             return False
@@ -372,7 +306,7 @@ class Batcher(Generic[P, R]):
         self._note_idleness()
         return True
 
-    def _expire(self, entries: Sequence[_Entry[P, R]]) -> None:
+    def _expire(self, entries: Sequence[Entry[P, R]]) -> None:
         for entry in entries:
             if not entry.is_settled:
                 where = "in the queue" if self._leave(entry) else "while its batch was searched"
@@ -404,7 +338,7 @@ class Batcher(Generic[P, R]):
             if batch:
                 self._start(lane, batch, reason)
 
-    def _due(self, group: Group[_Entry[P, R]], now_s: float) -> DispatchReason | None:
+    def _due(self, group: Group[Entry[P, R]], now_s: float) -> DispatchReason | None:
         limits = self._limits
         if len(group.waiters) >= limits.max_batch or group.work >= limits.batch_work_limit:
             return "full"
@@ -421,12 +355,12 @@ class Batcher(Generic[P, R]):
             oldest_s + self._limits.batch_wait_s - now_s, self._schedule_dispatch
         )
 
-    def _take(self, group: Group[_Entry[P, R]], now_s: float) -> list[_Entry[P, R]]:
+    def _take(self, group: Group[Entry[P, R]], now_s: float) -> list[Entry[P, R]]:
         """Up to a batch from the front of `group`, without those whose deadline would pass on the lane.
 
         The last one is tried in any case: only a search corrects what is expected of searches.
         """
-        batch: list[_Entry[P, R]] = []
+        batch: list[Entry[P, R]] = []
         work = 0
         done_s = now_s + self._expected_batch_s(group.work, group.oldest.cost)
         while group.waiters and len(batch) < self._limits.max_batch:
@@ -444,7 +378,7 @@ class Batcher(Generic[P, R]):
 
     # On a lane and back.
 
-    def _start(self, lane: int, batch: list[_Entry[P, R]], reason: DispatchReason) -> None:
+    def _start(self, lane: int, batch: list[Entry[P, R]], reason: DispatchReason) -> None:
         self._rotation.take(lane)
         started_s = self._clock()
         self._observer.lanes_changed(+1)

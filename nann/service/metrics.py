@@ -30,6 +30,7 @@ __all__ = [
     "Metrics",
     "ShadowOutcome",
     "StoreOperation",
+    "WatchedFile",
 ]
 
 # reference/operations-and-peers.md: the default buckets cannot resolve a service of 1 to 50 ms.
@@ -47,6 +48,7 @@ UNKNOWN_MODEL: Final = "unknown"
 OTHER_PROFILE: Final = "other"
 
 StoreOperation: TypeAlias = Literal["read", "append", "delete"]
+WatchedFile: TypeAlias = Literal["api_keys", "certificate", "model_config"]
 ShadowOutcome: TypeAlias = Literal["measured", "in_flight", "busy", "too_large", "failed"]
 
 
@@ -131,6 +133,14 @@ class Metrics:
         self._store_failures = counter(
             "nann_user_store_failures_total", "Calls that the user store did not carry out.", "operation"
         )
+        self._file_refused = gauge(
+            "nann_file_refused",
+            "1 while a changed file cannot be used, and what it said before holds.",
+            "file",
+        )
+        self._connections_refused = counter(
+            "nann_connections_refused_total", "REST connections above the limit, probes excepted."
+        )
         self._shadow_recall = histogram(
             "nann_shadow_recall",
             "Recall of sampled answers against an exhaustive search under the same model.",
@@ -209,6 +219,14 @@ class Metrics:
     def store_failed(self, operation: StoreOperation) -> None:
         """The user store did not carry out a call."""
         self._store_failures.labels(operation).inc()
+
+    def file_checked(self, file: WatchedFile, *, refused: bool) -> None:
+        """A file was read, at start or because it changed; `refused` when it cannot be used."""
+        self._file_refused.labels(file).set(refused)
+
+    def connection_refused(self) -> None:
+        """A REST connection above the limit was closed, with or without an answer."""
+        self._connections_refused.inc()
 
     def version_ready(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -15,8 +16,9 @@ __all__ = ["DEFAULT_K", "result_size", "search_params"]
 DEFAULT_K: Final = 200  # the contract's
 _LEVEL_TOPN_LENGTH: Final = 6  # t0 … t5, reference/nann.md "Served"
 _FIELDS: Final[Mapping[Policy, tuple[str, ...]]] = {
-    "best_first": ("ef", "beam_width", "max_steps"),
+    "best_first": ("ef", "beam_width", "max_steps", "gate_width", "gate_margin"),
     "level": ("level_topn",),
+    "level_pruned": ("level_ef", "level_steps"),  # from a profile, or NANN's: requests have no field for them
     "inner_product": ("ef",),
     "exhaustive": (),
 }
@@ -45,7 +47,7 @@ def search_params(
         raise InvalidQuery(f"unknown policy {policy!r}, known are {', '.join(_FIELDS)}")
     given = {
         name: value
-        for name in ("ef", "beam_width", "max_steps", "level_topn")
+        for name in ("ef", "beam_width", "max_steps", "gate_width", "gate_margin", "level_topn")
         if (value := getattr(overrides, name)) is not None
     }
     for name in given:
@@ -67,6 +69,12 @@ def _check_limits(given: Mapping[str, Any], settings: Settings) -> None:
     for name, limit in limits.items():
         if name in given and not 1 <= given[name] <= limit:
             raise InvalidQuery(f"params.{name} must be between 1 and {limit}, not {given[name]}")
+    if not 0 <= given.get("gate_width", 0) <= settings.max_ef:
+        raise InvalidQuery(
+            f"params.gate_width must be between 0 and {settings.max_ef}, not {given['gate_width']}"
+        )
+    if not math.isfinite(given.get("gate_margin", 0.0)):
+        raise InvalidQuery("params.gate_margin must be a finite number")
     level_topn = given.get("level_topn")
     if level_topn is None:
         return

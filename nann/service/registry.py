@@ -30,7 +30,7 @@ from nann.service.errors import FailedPrecondition, PermissionDenied, error_row
 from nann.service.logs import get_logger
 from nann.service.metrics import Metrics
 from nann.service.served_version import ServedVersion
-from nann.service.settings import Settings
+from nann.service.settings import Settings, SettingsError
 from nann.service.types import ModelConfig, VersionStatus
 from nann.service.version_loader import LoadEngine, VersionLoader, engine_loader
 from nann.service.version_slots import LaneListener, Slot, VersionSlots
@@ -61,11 +61,13 @@ class Registry:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
+        self._metrics = metrics
         self._loader = loader or VersionLoader(settings, load_engine)
         self._versions = VersionSlots(settings, metrics, self._loader, clock)
         self._slots = self._versions.by_model
         self._labels: dict[str, Mapping[str, int]] = {}
         self._source: ModelSource = tuple
+        self._configured: tuple[ModelConfig, ...] = ()
         self._roots: set[Path] = set()
         self._changing = asyncio.Lock()
         self._changes: set[asyncio.Task[list[Exception]]] = set()
@@ -90,11 +92,7 @@ class Registry:
             FailedPrecondition: a label names a version that is not served.
             BackendError: a warm-up failed.
         """
-        self._source = await asyncio.to_thread(configured_source, self._settings)
-        base_paths = [config.base_path for config in self._source()]
-        self._roots = {
-            path.resolve() for path in (self._settings.repository, *(p.parent for p in base_paths))
-        }
+        self._configure(await asyncio.to_thread(configured_source, self._settings))
         self._versions.logs_failures = False
         failures = await self._change(self._reconcile(self._source, retry=True))
         self._versions.logs_failures = True
@@ -145,6 +143,49 @@ class Registry:
                 if status.error_message
             )
             raise Unavailable(f"Some models did not become available: {{{failed}}}")
+
+    def _configure(self, source: ModelSource) -> None:
+        """Take what the operator's settings or file say, and trust the directories that they name."""
+        self._source, self._configured = source, tuple(source())
+        base_paths = [config.base_path.parent for config in self._configured]
+        self._roots = {path.resolve() for path in (self._settings.repository, *base_paths)}
+
+    async def keep_reading_config(
+        self, *, sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep
+    ) -> None:
+        """Read the model config file every `model_config_poll_interval_s`; runs until cancelled.
+
+        A file that says something new is as a `reload` of it. One that is wrong, or names a model without a
+        version, is refused whole, and tried again at each look.
+        """
+        self._metrics.file_checked("model_config", refused=False)
+        told = ""
+        while True:
+            await sleep(self._settings.model_config_poll_interval_s)
+            complaint = ""
+            try:
+                failures = await self._change(self._follow_config_file())
+                self._metrics.file_checked("model_config", refused=False)
+                if failures:
+                    log.warning(
+                        "not all of the model config file is served", error="; ".join(map(str, failures))
+                    )
+            except (SettingsError, RetrievalError) as error:
+                self._metrics.file_checked("model_config", refused=True)
+                complaint = str(error)
+                if complaint != told:
+                    log.error("the model config file is not used, what it said before holds", error=complaint)
+            told = complaint
+
+    async def _follow_config_file(self) -> list[Exception]:
+        source = await asyncio.to_thread(configured_source, self._settings)
+        if tuple(source()) == self._configured:
+            return []
+        for found in await asyncio.to_thread(scan, source):
+            self._check_found(found)
+        self._configure(source)
+        log.info("the model config file has changed", models=[config.name for config in self._configured])
+        return await self._reconcile(source, retry=True)
 
     def _check_found(self, found: Found) -> None:
         name = found.config.name

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 from nann.engine.errors import BackendError, InvalidQuery, NotReady, RetrievalError, Unavailable
 from nann.engine.types import ItemId, Note, Query, UserId
 from nann.service.errors import InternalError
-from nann.service.health import Health
+from nann.service.health import Health, HealthState
 from nann.service.logs import get_logger
 from nann.service.metrics import Metrics
 from nann.service.params import result_size, search_params
 from nann.service.registry import Registry, ServedVersion
 from nann.service.settings import Settings
 from nann.service.shadow import ShadowSampler
+from nann.service.tracing import RequestSpan, current_request
 from nann.service.types import (
     ModelConfig,
     ModelMetadata,
@@ -72,12 +73,30 @@ class RetrievalService:
         self._registry = registry
         self._users = UserHistories(store, metrics)
         self._settings = settings
+        self._health = health
         registry.subscribe(health.lanes_changed)
         self._metrics = metrics
         self._shadow = ShadowSampler(settings, metrics)
         self._clock = clock
 
     # Retrieval
+
+    def refuse_unread(self, *, searches: bool) -> None:
+        """Raise what a new call would be told whatever it says, so that nobody need read it.
+
+        A call that is not refused here may still be, for what it says. One that `searches` and would not
+        have come to wait (a history of unknown items) is refused with the others.
+
+        Raises:
+            NotReady: the server is going away.
+            Overloaded: it `searches`, and no version that is served has room for one more query.
+        """
+        if self._health.state is HealthState.DRAINING:
+            raise NotReady("the server is shutting down")
+        if searches:
+            served = self._registry.all_served()
+            if served and all(version.batcher.is_full for version in served):
+                served[0].batcher.refuse()
 
     async def retrieve(self, request: RetrieveRequest, *, deadline_s: float | None = None) -> RetrieveReply:
         """Answer one request, or raise the `RetrievalError` that says why not.
@@ -87,9 +106,11 @@ class RetrievalService:
         there is neither: a transport need not look at `timeout_ms` itself.
         """
         arrival_s = self._clock()
-        live = await self._users.live([] if request.user_id is None else [request.user_id])
-        with ExitStack() as leases:
-            asked = await self._prepare(request, live, arrival_s, deadline_s, self._chooser(), leases)
+        live = await self._users.live(() if request.user_id is None else (request.user_id,))
+        deadline_s = self._deadline_s(request, arrival_s, deadline_s)
+        chosen = self._registry.served(request.model, version=request.version, label=request.label)
+        with chosen.lease() as served:
+            asked = await self._prepare(request, live, arrival_s, deadline_s, served)
             if asked.prepared.known_history == 0:
                 return await self._popular(asked)
             try:
@@ -125,7 +146,9 @@ class RetrievalService:
         with ExitStack() as leases:
             for position, request in enumerate(requests):
                 try:
-                    asked = await self._prepare(request, live, arrival_s, deadline_s, choose, leases)
+                    own_deadline_s = self._deadline_s(request, arrival_s, deadline_s)
+                    served = leases.enter_context(choose(request).lease())
+                    asked = await self._prepare(request, live, arrival_s, own_deadline_s, served)
                     if asked.prepared.known_history == 0:
                         replies[position] = await self._popular(asked)
                     else:
@@ -152,13 +175,10 @@ class RetrievalService:
         request: RetrieveRequest,
         live: LiveLookup,
         arrival_s: float,
-        deadline_s: float | None,
-        choose: Callable[[RetrieveRequest], ServedVersion],
-        leases: ExitStack,
+        deadline_s: float,
+        served: ServedVersion,
     ) -> _Asked:
-        """All of a request that needs no lane; its version is leased until `leases` close."""
-        deadline_s = self._deadline_s(request, arrival_s, deadline_s)
-        served = leases.enter_context(choose(request).lease())
+        """All of a request that needs no lane; whoever asks holds a lease on `served`."""
         query, notes = self._query(request, live, served)
         # An attribute filter or an include list looks at every item: too long for the event loop.
         if query.filter is not None or query.include is not None:
@@ -167,7 +187,7 @@ class RetrievalService:
             prepared = served.engine.check(query)
         return _Asked(served, query, prepared, tuple(notes), arrival_s, deadline_s)
 
-    def _chooser(self, on: ServedVersion | None = None) -> Callable[[RetrieveRequest], ServedVersion]:
+    def _chooser(self, on: ServedVersion | None) -> Callable[[RetrieveRequest], ServedVersion]:
         """What says which version answers a request of one call."""
 
         @functools.cache
@@ -201,6 +221,8 @@ class RetrievalService:
         hits = answer.result
         self._metrics.observe_search(n_scored=hits.n_scored, steps=hits.steps)
         self._shadow.consider(asked.served, asked.query, asked.prepared, hits)
+        if (span := current_request()) is not None:
+            _trace(span, asked, answer)
         explain = {**hits.explain, "batch_size": answer.batch_size, "dispatched_by": answer.reason}
         return RetrieveReply(
             replace(hits, explain=explain),
@@ -380,6 +402,22 @@ def _alone(error: Exception) -> RetrievalError:
     failure = InternalError(str(error))
     failure.__cause__ = error
     return failure
+
+
+def _trace(span: RequestSpan, asked: _Asked, answer: Answer[Hits]) -> None:
+    """What the batcher and the engine say of one query, as children of its request."""
+    span.record("queue", answer.queue_s, ago_s=answer.search_s)
+    span.record(
+        "search",
+        answer.search_s,
+        model=asked.served.name,
+        version=asked.served.version,
+        policy=asked.query.params.policy,
+        n_scored=answer.result.n_scored,
+        steps=answer.result.steps,
+        batch_size=answer.batch_size,
+        dispatched_by=answer.reason,
+    )
 
 
 def _log_failed_search(served: ServedVersion, error: Exception) -> None:

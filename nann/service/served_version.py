@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from nann.engine.errors import ArtifactError
 from nann.engine.types import SearchParams
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["ServedVersion", "batcher_limits", "profiles_of"]
 
 _USUAL_PROFILE = "balanced"
+_SEVERAL: Final = ("level_topn", "level_ef")  # parameters of several numbers: arrays in JSON
 # Some 80 ms of a processor's time, and 10 to 20 ms of a GPU's at the rates of reference/gpu.md.
 _CPU_BATCH_WORK = 100_000
 _GPU_BATCH_WORK = 2_000_000
@@ -106,7 +107,7 @@ def profiles_of(engine: SearchEngine) -> dict[str, SearchParams]:
     profiles: Mapping[str, Mapping[str, Any]] = engine.profiles
     try:
         return {
-            name: SearchParams(**{**fields, "level_topn": tuple(fields.get("level_topn", ()))})
+            name: SearchParams(**{**fields, **{n: tuple(fields[n]) for n in _SEVERAL if n in fields}})
             for name, fields in profiles.items()
         }
     except TypeError as error:

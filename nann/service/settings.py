@@ -1,8 +1,8 @@
 """Every setting of the server: one frozen object, read once at start.
 
 A value comes from a flag of ``nann serve``, else from the environment variable ``NANN_<FIELD>``,
-else from its default. Nothing else in the service reads the environment. Two variables of TensorFlow
-Serving's container are understood besides: see `_as_in_tensorflow_serving`.
+else from its default. Nothing else in the service reads the environment, but OpenTelemetry its own variables.
+Two of TensorFlow Serving's container are understood besides: see `_as_in_tensorflow_serving`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from nann.service.types import parse_policy
 __all__ = ["ENV_PREFIX", "Settings", "SettingsError", "load_settings"]
 
 ENV_PREFIX: Final = "NANN_"
+
+# Times the largest message it bounds the memory that callers can take.
+_GRPC_CALLS: Final = 1024
 
 # What Kubernetes puts into every container for each Service of the namespace whose name begins with
 # "nann" (kubernetes.io, "Environment variables" of a Service; Docker's link variables).
@@ -71,6 +74,9 @@ class Settings(BaseSettings):
     )
     poll_interval_s: float = Field(
         default=1.0, ge=0, description="Look for new versions this often; 0 never, only when asked to."
+    )
+    model_config_poll_interval_s: float = Field(
+        default=0.0, ge=0, description="Read the model config file again this often; 0 at start only."
     )
     swap_order: Literal["load-first", "unload-first"] = Field(
         default="load-first",
@@ -180,7 +186,13 @@ class Settings(BaseSettings):
     max_connections: int = Field(
         default=1024,
         ge=1,
-        description="Most connections of each server, and most calls of gRPC at a time; more are refused.",
+        description="Most connections of each server; more are refused, but a few for probes.",
+    )
+    max_grpc_calls: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most gRPC calls at a time, more are refused as overload; by default 1,024, or twice "
+        "queue_limit where that is more.",
     )
     client_timeout_s: float = Field(
         default=30.0,
@@ -264,6 +276,10 @@ class Settings(BaseSettings):
         description="Skip an exhaustive search that would score more items; by default as max_batch_work.",
     )
 
+    tracing: Literal["off", "otlp"] = Field(
+        default="off",
+        description="Send traces by OpenTelemetry's protocol to where the OTEL_… variables say.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe line logged."
     )
@@ -275,6 +291,12 @@ class Settings(BaseSettings):
         default=20.0,
         gt=0,
         description="Time that accepted requests get to finish after SIGTERM; keep it under the pod's.",
+    )
+    drain_linger_s: float = Field(
+        default=0.5,
+        ge=0,
+        description="New requests get a refusal for so long after SIGTERM, at most half of the grace; then "
+        "ports close.",
     )
     ready_file: Path | None = Field(
         default=None,
@@ -331,6 +353,8 @@ class Settings(BaseSettings):
     def _consistent(self) -> Self:
         if self.model_config_file is not None and self.model is not None:
             raise ValueError("give model or model_config_file, not both")
+        if self.model_config_poll_interval_s and self.model_config_file is None:
+            raise ValueError("model_config_poll_interval_s needs model_config_file")
         if self.max_queries_per_call > self.queue_limit:
             raise ValueError(
                 f"max_queries_per_call ({self.max_queries_per_call}) is above queue_limit "
@@ -345,6 +369,11 @@ class Settings(BaseSettings):
         if self.tls_client_ca_file is not None and self.tls_cert_file is None:
             raise ValueError("tls_client_ca_file needs tls_cert_file and tls_key_file")
         return self
+
+    @property
+    def grpc_calls_limit(self) -> int:
+        """`max_grpc_calls`, or its default, which lets the queue be full first: it says when to come back."""
+        return self.max_grpc_calls or max(_GRPC_CALLS, 2 * self.queue_limit)
 
     @property
     def user_store_location(self) -> str:

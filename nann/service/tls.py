@@ -11,12 +11,11 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from nann.service.logs import get_logger
+from nann.service.metrics import Metrics
 from nann.service.settings import Settings, SettingsError
+from nann.service.watched_files import WatchedFiles
 
 __all__ = ["Pem", "Tls", "open_tls"]
-
-log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +29,14 @@ class Pem:
 class Tls:
     """One certificate and key, and the contexts made of them. Used from any thread (gRPC has its own)."""
 
-    def __init__(self, cert_file: Path, key_file: Path, client_ca_file: Path | None) -> None:
+    def __init__(
+        self, cert_file: Path, key_file: Path, client_ca_file: Path | None, metrics: Metrics
+    ) -> None:
         """Raises SettingsError when a file cannot be used."""
         self._cert_file, self._key_file, self._client_ca_file = cert_file, key_file, client_ca_file
-        self._seen = self._stamp()
-        self._context = self._new_context()
-        self.pem = self._read()
+        self._files = WatchedFiles(
+            "certificate", [cert_file, key_file], lambda: (self._new_context(), self._read()), metrics
+        )
         self.client_ca = None if client_ca_file is None else client_ca_file.read_bytes()
         self._listening = self._new_context()
         self._listening.sni_callback = self._choose
@@ -45,34 +46,17 @@ class Tls:
         """What a listener wraps its connections with; each handshake gets the newest certificate."""
         return self._listening
 
-    def refresh(self) -> None:
+    @property
+    def pem(self) -> Pem:
+        """What was read last."""
+        return self._files.value[1]
+
+    def refresh(self) -> Pem:
         """Read the files again if they have changed."""
-        stamp = self._stamp()
-        if stamp == self._seen:
-            return
-        self._seen = stamp
-        try:
-            context, pem = self._new_context(), self._read()
-        except SettingsError as error:
-            log.error(f"the new certificate is not used, the old one stays: {error}")
-            return
-        self._context, self.pem = context, pem
-        log.info("certificate changed", file=str(self._cert_file))
+        return self._files.refresh()[1]
 
     def _choose(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
-        self.refresh()
-        connection.context = self._context
-
-    def _stamp(self) -> tuple[tuple[int, int, int], ...]:
-        stamps = []
-        for path in (self._cert_file, self._key_file):
-            try:
-                status = path.stat()
-            except OSError:  # in the middle of being replaced: looked at again at the next handshake
-                stamps.append((0, 0, 0))
-            else:
-                stamps.append((status.st_ino, status.st_mtime_ns, status.st_size))
-        return tuple(stamps)
+        connection.context = self._files.refresh()[0]
 
     def _read(self) -> Pem:
         try:
@@ -102,11 +86,11 @@ class Tls:
         return context
 
 
-def open_tls(settings: Settings) -> Tls | None:
+def open_tls(settings: Settings, metrics: Metrics) -> Tls | None:
     """The certificates that the settings name, None where they name none; raises SettingsError."""
     if settings.tls_cert_file is None or settings.tls_key_file is None:
         return None
-    return Tls(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
+    return Tls(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file, metrics)
 
 
 def _no_password() -> str:

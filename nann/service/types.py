@@ -43,6 +43,8 @@ class ParamOverrides:
     ef: int | None = None
     beam_width: int | None = None
     max_steps: int | None = None
+    gate_width: int | None = None
+    gate_margin: float | None = None
     level_topn: tuple[int, ...] | None = None
 
 

@@ -13,6 +13,7 @@ from nann.service.errors import InternalError
 from nann.service.logs import get_logger
 from nann.service.metrics import Metrics, StoreOperation
 from nann.service.registry import ServedVersion
+from nann.service.tracing import current_request
 from nann.service.types import UserProfile
 from nann.service.user_store import LiveHistory, UserStore
 
@@ -116,7 +117,10 @@ class UserHistories:
                 self._failing.add(operation)
                 log.error("user store fails", operation=operation, error=str(error))
             raise Unavailable("the user store does not answer now") from error
-        self._metrics.store_answered(operation, time.perf_counter() - start_s)
+        duration_s = time.perf_counter() - start_s
+        self._metrics.store_answered(operation, duration_s)
+        if (span := current_request()) is not None:
+            span.record("user_store", duration_s, operation=operation)
         if operation in self._failing:
             self._failing.remove(operation)
             log.info("user store works again", operation=operation)

@@ -77,15 +77,19 @@ def _cpu_frontier(beam: Any) -> list[list[int]]:
     return [row[:n].tolist() for row, n in zip(beam.frontier, beam.frontier_count, strict=True)]
 
 
-def _cuda_lane(*, max_batch: int, max_pairs: int, num_items: int, **tables: Any) -> Backend[Any, Any]:
+def _cuda_lane(
+    *, max_batch: int, max_pairs: int, num_items: int, gate_queries: np.ndarray | None = None, **tables: Any
+) -> Backend[Any, Any]:
     from nann.engine.cuda.backend import CudaBackend
     from nann.engine.cuda.lane_memory import LaneLimits
     from nann.engine.cuda.tables import DeviceTables
 
     # Blocks and scratch so small that many blocks run, and that buffers must grow.
+    if gate_queries is not None:
+        tables["gate_queries"] = gate_queries.astype(np.float16)  # as an artifact has them
     on_device = DeviceTables.load(**tables, sizes=SMALL)
     assert on_device.num_items == num_items
-    limits = LaneLimits(capacity=8, width=2, candidates=16)
+    limits = LaneLimits(capacity=8, width=2, candidates=16, gate_bytes=16)
     return CudaBackend(on_device, grid=_cuda_grid(max_batch=max_batch, max_rows=max_pairs), limits=limits)
 
 

@@ -73,6 +73,7 @@ def prepared(history: np.ndarray, *, k: int, admission: Admission | None = None)
         known_history=history.size,
         starts=history.astype(np.int32),
         admission=admission,
+        gate=None,
         cost=N,
         notes=(),
         with_attributes=False,

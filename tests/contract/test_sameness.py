@@ -26,6 +26,7 @@ N, USERS, MAX_BATCH = 250, 12, 4
 PARAMS = {
     "best_first": SearchParams(ef=20, beam_width=5),
     "level": SearchParams(policy="level", level_topn=(4, 9, 12, 12, 12, 15)),
+    "level_pruned": SearchParams(policy="level_pruned", level_ef=(4, 9, 20), level_steps=2),
     "exhaustive": SearchParams(policy="exhaustive"),
 }
 

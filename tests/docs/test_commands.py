@@ -28,7 +28,7 @@ from nann.offline.build_index import PRESETS, GraphOptions
 GROUP: Any = typer.main.get_command(app)
 COMMANDS: dict[str, Any] = GROUP.commands
 OFFLINE = (DOCS / "offline.md").read_text(encoding="utf-8")
-TABLED = ("prepare", "train", "extract", "index", "evaluate", "export")
+TABLED = ("prepare", "train", "extract", "index", "distill", "evaluate", "export")
 HELP = {"--help", "-h"}
 # Flags of other programs that a document names: XLA's.
 OTHERS = {"--xla_cpu_experimental_ynn_fusion_type"}
@@ -129,6 +129,7 @@ def test_the_defaults_in_a_table_are_those_of_the_command(name: str) -> None:
     graph = asdict(GraphOptions())
     defaults: dict[str, dict[str, Any]] = {
         "train": field_defaults(offline / "train.py", "TrainConfig"),
+        "distill": field_defaults(offline / "distill.py", "DistillOptions"),
         "evaluate": field_defaults(offline / "evaluate.py", "EvaluateOptions"),
         "index": {**graph, "preset": "default", "graph_seed": graph["seed"]},
     }
@@ -143,10 +144,17 @@ def test_the_defaults_in_a_table_are_those_of_the_command(name: str) -> None:
 
 
 def test_the_presets() -> None:
-    rows = table(OFFLINE, "preset", "M", "efConstruction", "space", "repaired")
+    rows = table(OFFLINE, "preset", "M", "efConstruction", "space", "nearest", "repaired")
     assert {
-        plain(row["preset"]): (row["M"], row["efConstruction"], row["space"], row["repaired"]) for row in rows
+        plain(row["preset"]): (
+            row["M"],
+            row["efConstruction"],
+            row["space"],
+            row["nearest"].split()[0],
+            row["repaired"],
+        )
+        for row in rows
     } == {
-        name: (str(p.m), str(p.ef_construction), p.space, "yes" if p.repair else "no")
+        name: (str(p.m), str(p.ef_construction), p.space, str(p.nearest), "yes" if p.repair else "no")
         for name, p in PRESETS.items()
     }

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import grpc
 import pytest
+import structlog
 from fake_engine import FakeEngine
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from transports import Transports
 
+from nann.service import access as access_module
 from nann.service.access import Access, ApiKey, Role
 from nann.service.grpc_api import access as grpc_access
 from nann.service.health import Health
-from nann.service.http_api.access import role_of
+from nann.service.http_api.access import Guard, role_of
 from nann.service.http_api.app import create_app
 from nann.service.logs import configure_logging
 from nann.service.metrics import Metrics
@@ -35,6 +38,18 @@ def keys_file(directory: Path) -> Path:
     path = directory / "api-keys"
     path.write_text("".join(f"{r.name} {r.name.lower()} {KEYS[r]}\n" for r in Role), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def _own_logging() -> Iterator[None]:
+    """What `configure_logging` changes is as before, afterwards."""
+    root = logging.getLogger()
+    handlers, level, uvicorn = root.handlers, root.level, logging.getLogger("uvicorn").level
+    yield
+    root.handlers = handlers
+    root.setLevel(level)
+    logging.getLogger("uvicorn").setLevel(uvicorn)
+    structlog.reset_defaults()
 
 
 @pytest.fixture
@@ -160,6 +175,7 @@ async def test_what_may_be_opened(tmp_path: Path) -> None:
         assert reply[0] == "OK"
 
 
+@pytest.mark.usefixtures("_own_logging")
 async def test_refusals_are_counted_and_no_key_is_logged(world: Transports) -> None:
     stream = io.StringIO()
     configure_logging(level="debug", log_format="json", stream=stream)
@@ -179,6 +195,7 @@ async def test_refusals_are_counted_and_no_key_is_logged(world: Transports) -> N
         assert secret not in text
 
 
+@pytest.mark.usefixtures("_own_logging")
 @pytest.mark.parametrize("transport", ["rest", "grpc"])
 async def test_the_log_names_the_caller(tmp_path: Path, transport: str) -> None:
     settings = {"api_keys_file": keys_file(tmp_path), "access_log": True}
@@ -211,4 +228,27 @@ def test_a_path_that_nobody_has_thought_of_needs_a_key() -> None:
 
 def test_without_keys_nothing_is_guarded(tmp_path: Path) -> None:
     app = create_app(cast("Any", None), Settings(repository=tmp_path), Health(), Metrics(), Access())
-    assert [middleware.cls.__name__ for middleware in app.user_middleware] == ["_RequestScope"]  # type: ignore[attr-defined]
+    assert Guard not in [middleware.cls for middleware in app.user_middleware]
+
+
+async def test_a_key_taken_out_of_the_file_is_refused_by_both_transports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access_module, "_PAUSE_S", 0.0)
+    path = keys_file(tmp_path)
+    async with Transports(tmp_path, FakeEngine(), api_keys_file=path).open() as world:
+        old, new = bearer(Role.READ), {"authorization": "Bearer a-new-key-of-the-reader-01"}
+        request = pb.RetrieveRequest(user_id=pb.Id(number=1), k=3)
+
+        async def codes(headers: dict[str, str]) -> tuple[int, str]:
+            rest = await world.http.post("/retrieve", json=QUERY, headers=headers)
+            call = world.native.Retrieve(request, metadata=tuple(headers.items()))
+            return rest.status_code, (await grpc_code(call))[0]
+
+        assert await codes(old) == (200, "OK")
+        path.write_text("reader read a-new-key-of-the-reader-01\n", encoding="utf-8")
+        assert await codes(old) == (401, "UNAUTHENTICATED")
+        assert await codes(new) == (200, "OK")
+        path.unlink()
+        assert await codes({}) == (401, "UNAUTHENTICATED")
+        assert await codes(new) == (200, "OK")

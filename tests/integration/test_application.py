@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from nann.engine.errors import ArtifactError, BackendError
 from nann.service.app import Application, Exit, _listen
 from nann.service.health import HealthState
+from nann.service.pb import retrieval_pb2 as pb
+from nann.service.pb import retrieval_pb2_grpc
 from nann.service.settings import Settings
 
 
 class Running:
     def __init__(self, directory: Path, load_engine: Any, **settings: Any) -> None:
         (directory / "nann" / "1").mkdir(parents=True, exist_ok=True)
-        fields = {"rest_port": 0, "grpc_port": 0, "user_store": "memory", "drain_grace_s": PATIENCE_S}
+        fields: dict[str, Any] = {"rest_port": 0, "grpc_port": 0, "user_store": "memory"}
+        fields |= {"drain_grace_s": PATIENCE_S, "drain_linger_s": 0}
         self.app = Application(
             Settings(repository=directory, **{**fields, **settings}), load_engine=load_engine
         )
@@ -151,6 +155,35 @@ async def test_sigterm_finishes_what_was_accepted_and_accepts_nothing_new(tmp_pa
         engine.gate.set()
         reply = await accepted
         assert (reply.status_code, len(reply.json()["items"])) == (200, 2)
+        assert await server.exit() == Exit(0)
+
+
+async def test_after_sigterm_callers_are_told_for_a_while_and_none_is_cancelled(tmp_path: Path) -> None:
+    """Calls on a connection that is already open, one after another until the port is closed."""
+    engine = FakeEngine()
+    async with running(tmp_path, lambda _path: engine, drain_linger_s=0.3) as server:
+        await server.ready()
+        engine.gate.clear()
+        query = pb.RetrieveRequest(history=pb.IdList(ids=[pb.Id(number=1)]), k=2)
+        codes: Counter[grpc.StatusCode] = Counter()
+        refusals = 0
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.app.grpc_port}") as channel:
+            native = retrieval_pb2_grpc.RetrievalServiceStub(channel)  # type: ignore[no-untyped-call]
+            accepted = asyncio.ensure_future(native.Retrieve(query))
+            await engine_has_it(engine)
+            server.app.stop()
+            await until_state(server.app, HealthState.DRAINING)
+            while not server.task.done():
+                try:
+                    await native.Retrieve(query)
+                except grpc.aio.AioRpcError as error:
+                    codes[error.code()] += 1
+                    refusals += dict(error.trailing_metadata() or ()).get("nann-error-code") == "not_ready"
+                if refusals == 3:
+                    engine.gate.set()
+            assert len((await accepted).items) == 2
+        assert refusals >= 3
+        assert set(codes) == {grpc.StatusCode.UNAVAILABLE}
         assert await server.exit() == Exit(0)
 
 

@@ -9,15 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import nann_client as nc
 import pytest
 from fake_engine import PATIENCE_S, FakeEngine
 from transports import Transports
 
+from nann.service.grpc_api.server import _RESERVED_CALLS
+from nann.service.http_api.connection import _RESERVED
 from nann.service.pb import retrieval_pb2 as pb
 
 MAX_HEADER = 2048
 MAX_CONNECTIONS = 8
+MAX_CALLS = 20  # more than connections: many calls share one
 CLIENT_TIMEOUT_S = 0.3
+HEALTH, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
 RETRIEVE = "/nann.retrieval.v1.RetrievalService/Retrieve"
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 HEAD = b"POST /retrieve HTTP/1.1\r\nHost: x\r\n"
@@ -29,6 +34,7 @@ async def world(tmp_path: Path) -> AsyncIterator[Transports]:
         "max_header_bytes": MAX_HEADER,
         "max_connections": MAX_CONNECTIONS,
         "client_timeout_s": CLIENT_TIMEOUT_S,
+        "max_grpc_calls": MAX_CALLS,
     }
     async with Transports(tmp_path, FakeEngine(), **limits).open() as opened:
         yield opened
@@ -151,15 +157,52 @@ async def test_requests_sent_ahead_are_bounded(world: Transports) -> None:
 
 
 async def test_connections_are_bounded(world: Transports) -> None:
-    held = [await connect(world) for _ in range(MAX_CONNECTIONS)]
-    assert (await exchange(world, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 0
+    held = [await connect_and_ask(world) for _ in range(MAX_CONNECTIONS)]
+    status, body = await exchange(world, HEAD + b"Content-Length: 2\r\n\r\n{}")
+    assert (status, body["error"]["code"]) == (503, "too_many_connections")
     held[0][1].close()
-    await asyncio.sleep(0.05)
+    await asyncio.wait_for(_until_connections(world, MAX_CONNECTIONS - 1), PATIENCE_S)
     reader, writer = await connect(world)
-    writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-    assert b" 200 " in await until_closed(reader)
+    writer.write(HEAD + b"Content-Length: 2\r\nConnection: close\r\n\r\n{}")
+    assert b" 422 " in await until_closed(reader)
     for _, other in (*held, (reader, writer)):
         other.close()
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz?verbose", "/healthz", "/metrics"])
+async def test_probes_are_answered_when_callers_hold_every_connection(world: Transports, path: str) -> None:
+    held = [await connect_and_ask(world) for _ in range(MAX_CONNECTIONS)]
+    for _ in range(3 * _RESERVED):
+        reader, writer = await connect(world)
+        writer.write(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path.encode())
+        answer = await until_closed(reader)  # it is not kept alive
+        assert b" 200 " in answer.split(b"\r\n", 1)[0]
+        writer.close()
+    for _, other in held:
+        other.close()
+
+
+async def test_connections_held_beyond_the_reserve_are_closed_unheard(tmp_path: Path) -> None:
+    async with Transports(tmp_path, FakeEngine(), max_connections=MAX_CONNECTIONS).open() as world:
+        held = [await connect(world) for _ in range(MAX_CONNECTIONS + _RESERVED)]
+        await asyncio.wait_for(_until_connections(world, len(held)), PATIENCE_S)
+        assert (await exchange(world, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 0
+        assert world.metrics.registry.get_sample_value("nann_connections_refused_total") == 1
+        for _, other in held:
+            other.close()
+
+
+async def connect_and_ask(world: Transports) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection that is kept alive after an answer."""
+    reader, writer = await connect(world)
+    writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert b" 200 " in await reader.readline()
+    return reader, writer
+
+
+async def _until_connections(world: Transports, n: int) -> None:
+    while len(world.server.server_state.connections) != n:  # noqa: ASYNC110  # uvicorn has no event for it
+        await asyncio.sleep(0.01)
 
 
 async def code_of(call: Any) -> str:
@@ -196,18 +239,41 @@ async def test_calls_in_progress_are_bounded(world: Transports) -> None:
     world.engine.gate.clear()
     request = pb.RetrieveRequest(history=pb.IdList(ids=[pb.Id(number=10)])).SerializeToString()
     retrieve = world.channel.unary_unary(RETRIEVE)
-    target = f"127.0.0.1:{world.grpc_port}"
-    other = [grpc.aio.insecure_channel(target, OWN_CONNECTION) for _ in range(3)]
-    calls = [retrieve(request) for _ in range(MAX_CONNECTIONS)]
-    calls += [channel.unary_unary(RETRIEVE)(request, timeout=PATIENCE_S) for channel in other]
-    done, _ = await asyncio.wait(
-        [asyncio.ensure_future(code_of(call)) for call in calls],
-        timeout=PATIENCE_S,
-        return_when=asyncio.FIRST_COMPLETED,
-    )
-    assert {task.result() for task in done} == {"RESOURCE_EXHAUSTED"}
+    calls = [asyncio.ensure_future(code_of(retrieve(request))) for _ in range(MAX_CALLS)]
+    await asyncio.wait_for(_until_searching(world, MAX_CALLS), PATIENCE_S)
+    refused = retrieve(request)
+    assert await code_of(refused) == "RESOURCE_EXHAUSTED"
+    trailer = dict(await refused.trailing_metadata())
+    assert trailer["nann-error-code"] == "overloaded"
+    assert int(trailer["grpc-retry-pushback-ms"]) > 0
+    # Who asks for health is heard, and so is a watcher, which holds a place for as long as it likes.
+    assert await code_of(world.channel.unary_unary(HEALTH)(b"", timeout=PATIENCE_S)) == "OK"
     world.engine.gate.set()
-    for channel in other:
+    assert set(await asyncio.gather(*calls)) == {"OK"}
+    assert await code_of(retrieve(request)) == "OK"
+
+
+async def _until_searching(world: Transports, n: int) -> None:
+    while len(world.engine.checked) < n:  # noqa: ASYNC110  # an engine has no event for it
+        await asyncio.sleep(0.01)
+
+
+async def test_calls_far_above_the_limit_are_refused_by_grpc_as_overload_too(world: Transports) -> None:
+    world.engine.gate.clear()
+    target = f"127.0.0.1:{world.grpc_port}"
+    n = MAX_CALLS + _RESERVED_CALLS
+    watchers = [grpc.aio.insecure_channel(target, OWN_CONNECTION) for _ in range(2)]
+    watches = [watchers[i % 2].unary_stream(WATCH)(b"") for i in range(n)]
+    for watch in watches:
+        assert await watch.read()
+    client = nc.Client(f"grpc://{target}", timeout_s=PATIENCE_S, retry=nc.RetryPolicy(max_attempts=1))
+    with pytest.raises(nc.Overloaded):
+        await asyncio.to_thread(client.retrieve, nc.Query(history=[10], k=1))
+    client.close()
+    world.engine.gate.set()
+    for watch in watches:
+        watch.cancel()
+    for channel in watchers:
         await channel.close()
 
 

@@ -144,7 +144,7 @@ def test_filters_admit_exactly_what_they_say(world, seed, k, n_exclude, n_includ
     world=st.builds(world_of, st.sampled_from([33, 300]), st.integers(0, 3)),
     seed=st.integers(0, 10**6),
     size=st.integers(2, 8),
-    policy=st.sampled_from(["best_first", "level", "exhaustive"]),
+    policy=st.sampled_from(["best_first", "level", "level_pruned", "exhaustive"]),
     max_rows=st.sampled_from([64, 256, 1024]),
 )
 def test_an_answer_does_not_depend_on_batch_lane_or_bucket(world, seed, size, policy, max_rows) -> None:
@@ -152,6 +152,7 @@ def test_an_answer_does_not_depend_on_batch_lane_or_bucket(world, seed, size, po
     params = {
         "best_first": SearchParams(ef=12, beam_width=4),
         "level": SearchParams(policy="level", level_topn=(4, 6, 8, 8, 8, 5)),
+        "level_pruned": SearchParams(policy="level_pruned", level_ef=(4, 6, 15)),
         "exhaustive": SearchParams(policy="exhaustive"),
     }[policy]
     engine = world.engine(lanes=2, max_rows=max_rows)
@@ -176,11 +177,19 @@ def test_an_answer_does_not_depend_on_batch_lane_or_bucket(world, seed, size, po
 
 
 @EXAMPLES
-@given(world=st.builds(world_of, st.sampled_from([33, 300]), st.integers(0, 3)), seed=st.integers(0, 10**6))
-def test_a_filtered_level_search_names_no_item_twice(world, seed) -> None:
+@given(
+    world=st.builds(world_of, st.sampled_from([33, 300]), st.integers(0, 3)),
+    seed=st.integers(0, 10**6),
+    params=st.sampled_from(
+        [
+            SearchParams(policy="level", level_topn=(2, 3, 8, 8, 8, 40)),
+            SearchParams(policy="level_pruned", level_ef=(2, 3, 40), level_steps=2),
+        ]
+    ),
+)
+def test_a_filtered_level_search_names_no_item_twice(world, seed, params) -> None:
     """It may score an item on two levels of the graph, since visits are forgotten between them."""
     rng = np.random.default_rng(seed)
-    params = SearchParams(policy="level", level_topn=(2, 3, 8, 8, 8, 40))
     excluded = world.item_ids[rng.integers(0, len(world.item_ids), 3)].tolist()
     _, query = ask(world, rng, k=40, params=params, exclude=excluded)
     engine = world.engine()

@@ -16,6 +16,8 @@ __all__ = ["REAL", "SMALL", "Device", "bitmaps", "items_of", "keys_of", "program
 # Small blocks make many blocks, pieces and rounds out of little work.
 SMALL = BlockSizes(
     expand_block=32,
+    gate_block=32,
+    gate_sums=4,
     gather_block=32,
     gather_rows=16,
     merge_block=64,

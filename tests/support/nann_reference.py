@@ -1,4 +1,5 @@
-"""NANN's served search in plain Python, from reference/nann.md ("Served"); the oracle for `level`."""
+"""NANN's two searches in plain Python, from reference/nann.md ("Served", "Evaluated"): oracles for `level`
+and `level_pruned`."""
 
 from __future__ import annotations
 
@@ -47,3 +48,32 @@ def served_search(
         frontier = ranked(new, scores)[: t[2 + i]]
         result += frontier
     return ranked(result, scores)[: t[5]], n_scored
+
+
+def evaluated_search(
+    scores: np.ndarray,
+    entry_points: np.ndarray,
+    level_0: np.ndarray,
+    level_1: np.ndarray,
+    level_ef: Sequence[int],
+    steps_0: int,
+    k: int,
+) -> tuple[list[int], int]:
+    """The item indices of the search that NANN evaluates, and how many items it scores.
+
+    The frontier is found by comparing scores with the pool's worst, as NANN has it; ties with the worst
+    go by item index. Every level starts with the pool of the one above, as frontier and as visited.
+    """
+    n_scored = len(entry_points)
+    pool = ranked((int(i) for i in entry_points), scores)[: level_ef[0]]
+    for table, ef, steps in ((level_1, level_ef[1], 1), (level_0, level_ef[2], steps_0)):
+        frontier, visited = list(pool), set(pool)
+        for _ in range(steps):
+            new = neighbours(table, frontier, visited)
+            n_scored += len(new)
+            pool = ranked([*pool, *new], scores)[:ef]
+            if not pool:
+                break
+            worst = (scores[pool[-1]], -pool[-1])
+            frontier = [i for i in new if (scores[i], -i) >= worst]
+    return ranked(pool, scores)[:k], n_scored

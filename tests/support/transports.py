@@ -24,6 +24,7 @@ from nann.service.registry import Registry
 from nann.service.retrieval import RetrievalService
 from nann.service.settings import Settings
 from nann.service.tls import open_tls
+from nann.service.tracing import Tracing
 from nann.service.user_store import MemoryUserStore, UserStore
 from nann.service.wire import tf_messages
 
@@ -41,11 +42,13 @@ class Transports:
         *,
         store: UserStore | None = None,
         load_engine: Callable[[Path], Any] | None = None,
+        tracing: Tracing | None = None,
         **settings: Any,
     ) -> None:
         version = str(engine.manifest.version)
         (directory / engine.manifest.model_name / version).mkdir(parents=True, exist_ok=True)
         self.engine = engine
+        self.tracing = tracing
         self.settings = Settings(repository=directory, **{"rest_port": 0, "grpc_port": 0, **settings})
         self.health = Health()
         self.metrics = Metrics()
@@ -67,12 +70,12 @@ class Transports:
     @contextlib.asynccontextmanager
     async def open(self, *, load: bool = True) -> AsyncIterator[Transports]:
         listener = socket.create_server(("127.0.0.1", 0))
-        access, tls = open_access(self.settings), open_tls(self.settings)
-        app = create_app(self.service, self.settings, self.health, self.metrics, access)
-        self.server = create_http_server(app, self.settings, tls)
+        access, tls = open_access(self.settings, self.metrics), open_tls(self.settings, self.metrics)
+        app = create_app(self.service, self.settings, self.health, self.metrics, access, self.tracing)
+        self.server = create_http_server(app, self.settings, self.metrics, tls)
         serving = asyncio.create_task(self.server.serve(sockets=[listener]))
         grpc_server, self.grpc_port = create_server(
-            self.service, self.settings, self.health, self.metrics, access, tls
+            self.service, self.settings, self.health, self.metrics, access, tls, self.tracing
         )
         await grpc_server.start()
         if load:

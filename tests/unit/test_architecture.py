@@ -29,14 +29,20 @@ HOMES = {
     "keras": ("offline/",),
     "jax": ("engine/scoring/pjrt_", "engine/cuda/", "offline/benchmark/gpu/"),
     "jaxlib": ("engine/scoring/pjrt_client.py",),
-    "faiss": ("offline/builders/", "engine/retrievers/faiss"),
-    "hnswlib": ("offline/builders/", "engine/retrievers/hnswlib"),
+    "faiss": ("offline/builders/", "engine/retrievers/faiss", "offline/benchmark/compare/indexes.py"),
+    "hnswlib": (
+        "offline/builders/",
+        "engine/retrievers/hnswlib",
+        "offline/benchmark/compare/indexes.py",
+    ),
+    "scann": ("offline/benchmark/compare/scann_process.py",),
     "fastapi": ("service/http_api/", "service/app.py"),
     "starlette": ("service/http_api/", "service/app.py"),
     "uvicorn": ("service/http_api/",),
     "grpc": ("service/grpc_api/", "service/app.py", "cli/"),  # the command line is a client
     "typer": ("cli/",),
     "redis": ("service/user_store/redis.py",),
+    "opentelemetry": ("service/tracing.py",),
 }
 
 
@@ -116,6 +122,7 @@ def test_production_does_not_import_the_annotations_of_arrays() -> None:
         "nann.engine.search_engine",
         "nann.cli.main",
         "nann.offline.benchmark.run",
+        "nann.offline.benchmark.compare.run",
         "nann.offline.pipeline",
     ],
 )
@@ -150,7 +157,7 @@ def test_what_is_imported_is_declared() -> None:
         for file, names in IMPORTS.items()
         for name in {name.split(".")[0] for name in names}
         if name not in sys.stdlib_module_names
-        and name not in ("nann", "cupy")
+        and name not in ("nann", "cupy", "scann")  # ScaNN is in an environment of its own
         and not {_distribution(dist) for dist in providers.get(name, [name])} & declared
     }
     assert not undeclared

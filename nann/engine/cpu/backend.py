@@ -11,11 +11,15 @@ import numpy as np
 
 from nann.engine.backend import Admission, Tiles
 from nann.engine.cpu import kernels
+from nann.engine.cpu.gate_kernels import expand_gated
+from nann.engine.cpu.largest_product import LANES
 from nann.engine.errors import Unsupported
+from nann.engine.gate import GateBatch
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int32
 
+    from nann.engine.gate import Gate
     from nann.engine.scoring.buckets import BucketGrid
 
 __all__ = ["CpuBackend", "CpuBeam", "CpuCandidates"]
@@ -52,13 +56,22 @@ class _Pool:
 class CpuBeam:
     """One batch's memory: views into the lane's scratch, valid until the lane's next `begin`."""
 
-    def __init__(self, batch: int, visited: np.ndarray, admissions: Sequence[Admission | None]) -> None:
+    def __init__(
+        self,
+        batch: int,
+        visited: np.ndarray,
+        admissions: Sequence[Admission | None],
+        gates: GateBatch | None,
+    ) -> None:
         self.batch = batch
+        self.gates = gates
+        self.estimated = np.zeros(batch, dtype=np.int64)
         self.visited = visited
         self.admissions = admissions
         self.pool = _Pool(batch, 0)
         self.answer: _Pool | None = _Pool(batch, 0) if any(a is not None for a in admissions) else None
         self.frontier = np.empty((batch, 0), dtype=np.int32)
+        self.frontier_score = np.empty((batch, 0), dtype=np.float32)
         self.frontier_count = np.zeros(batch, dtype=np.int32)
         self.nonfinite = np.zeros(batch, dtype=np.int64)
         self.steps: list[np.ndarray] = []
@@ -90,6 +103,7 @@ class CpuBackend:
     """One lane's scratch over shared tables: ``neighbors[level]`` and the item tensors, [N, …] each.
 
     `item_vectors` are for `nearest` alone and read where they lie, so they may be a mapped file.
+    `gate_queries` are the candidates' side of a gate; without them no query has one.
     """
 
     def __init__(
@@ -101,8 +115,10 @@ class CpuBackend:
         max_batch: int,
         max_pairs: int,
         item_vectors: Float32[np.ndarray, "N dim"] | None = None,
+        gate_queries: Float32[np.ndarray, "N columns"] | None = None,
     ) -> None:
         self._num_items = num_items
+        self._gate_queries = gate_queries
         self._item_vectors = item_vectors
         self._neighbors = tuple(neighbors)
         self._tables = _as_words(list(item_state.values()))
@@ -120,10 +136,21 @@ class CpuBackend:
     def launches(self) -> int:
         return 0
 
-    def begin(self, batch: int, *, with_answer: Sequence[Admission | None]) -> CpuBeam:
+    def begin(
+        self,
+        batch: int,
+        *,
+        with_answer: Sequence[Admission | None],
+        gates: Sequence[Gate | None] | None = None,
+    ) -> CpuBeam:
+        gated = None
+        if gates is not None and any(gate is not None for gate in gates):
+            if self._gate_queries is None:
+                raise Unsupported("this version carries no tables for a gate")
+            gated = GateBatch(gates, lanes=LANES)
         visited = self._visited[:batch]
         visited.fill(0)
-        return CpuBeam(batch, visited, with_answer)
+        return CpuBeam(batch, visited, with_answer, gated)
 
     def seed(self, beam: CpuBeam, rows: Sequence[Int32[np.ndarray, " n"]]) -> CpuCandidates:
         listed = self.listed(beam, rows)
@@ -152,13 +179,40 @@ class CpuBackend:
             rows.append(np.concatenate([above, tied]).astype(np.int32))
         return self.seed(beam, rows)
 
-    def expand(self, beam: CpuBeam, level: int) -> CpuCandidates | None:
+    def expand(self, beam: CpuBeam, level: int, *, admit: int = 0) -> CpuCandidates | None:
         if not beam.frontier_count.any():
             return None
-        table = self._neighbors[level]
+        table, gates = self._neighbors[level], beam.gates
         out = np.empty(int(beam.frontier_count.sum()) * table.shape[1], dtype=np.int32)
         out_splits = np.empty(beam.batch + 1, dtype=np.int32)
-        kernels.expand(beam.visited, table, beam.frontier, beam.frontier_count, out, out_splits)
+        if gates is None or not admit:
+            kernels.expand(beam.visited, table, beam.frontier, beam.frontier_count, out, out_splits)
+            return self._step(beam, out, out_splits)
+        most = int(beam.frontier_count.max()) * table.shape[1]
+        if self._new_keys.size < most:
+            self._new_keys = np.empty(most, dtype=np.uint64)
+        expand_gated(
+            beam.visited,
+            table,
+            beam.frontier,
+            beam.frontier_score,
+            beam.frontier_count,
+            beam.pool.keys,
+            beam.pool.size,
+            self._gate_queries,
+            gates.bias,
+            gates.keys,
+            gates.context,
+            gates.known,
+            gates.rank,
+            gates.margin,
+            gates.residual_weight,
+            admit,
+            self._new_keys,
+            beam.estimated,
+            out,
+            out_splits,
+        )
         return self._step(beam, out, out_splits)
 
     def gather(self, candidates: CpuCandidates, grid: BucketGrid) -> Iterator[Tiles]:
@@ -212,6 +266,7 @@ class CpuBackend:
             allowed = self._allowed(beam, candidates)
             self._merge(beam.answer, beam, candidates, allowed, keep, capacity, uncounted)
         beam.frontier = np.empty((beam.batch, width), dtype=np.int32)
+        beam.frontier_score = np.empty((beam.batch, width), dtype=np.float32)
         pool = beam.pool
         kernels.advance(
             beam.visited,
@@ -221,6 +276,7 @@ class CpuBackend:
             forget,
             width,
             beam.frontier,
+            beam.frontier_score,
             beam.frontier_count,
         )
 

@@ -21,12 +21,17 @@ __all__ = [
     "admit",
     "advance",
     "expand",
+    "expand_one",
     "forget",
     "gather_rows",
+    "is_set",
+    "key_of",
     "merge",
     "pack",
+    "score_of",
     "seed",
     "select",
+    "test_and_set",
     "unit_inner_products",
     "unpack",
 ]
@@ -65,13 +70,34 @@ def unpack(
 
 
 @numba.njit(nogil=True, cache=True)
-def _test_and_set(bitmap: UInt64[np.ndarray, " words"], index: int) -> bool:
+def score_of(key: np.uint64) -> np.float32:
+    """The score in one key of `pack`."""
+    monotone = _ALL - np.uint32(key >> _32)
+    bits = (monotone & ~_SIGN) if monotone & _SIGN else ~monotone
+    return np.uint32(bits).view(np.float32)
+
+
+@numba.njit(nogil=True, cache=True)
+def key_of(score: np.float32, item: int) -> np.uint64:
+    """`pack` of one finite score."""
+    bits = np.float32(score + np.float32(0.0)).view(np.uint32)  # + 0.0 makes -0.0 equal 0.0
+    monotone = (_ALL ^ bits) if bits & _SIGN else (bits | _SIGN)
+    return (np.uint64(_ALL - monotone) << _32) | np.uint64(item)
+
+
+@numba.njit(nogil=True, cache=True)
+def test_and_set(bitmap: UInt64[np.ndarray, " words"], index: int) -> bool:
     word = np.uint64(index) >> _6
     bit = _1 << (np.uint64(index) & _63)
     if bitmap[word] & bit:
         return True
     bitmap[word] |= bit
     return False
+
+
+@numba.njit(nogil=True, cache=True)
+def is_set(bitmap: UInt64[np.ndarray, " words"], index: int) -> bool:
+    return bool(bitmap[np.uint64(index) >> _6] & (_1 << (np.uint64(index) & _63)))
 
 
 @numba.njit(nogil=True, cache=True)
@@ -87,10 +113,35 @@ def seed(
     out_splits[0] = 0
     for b in range(splits.size - 1):
         for j in range(splits[b], splits[b + 1]):
-            if rows[j] >= 0 and not _test_and_set(visited[b], rows[j]):
+            if rows[j] >= 0 and not test_and_set(visited[b], rows[j]):
                 out[n] = rows[j]
                 n += 1
         out_splits[b + 1] = n
+
+
+@numba.njit(nogil=True, cache=True)
+def expand_one(
+    visited: UInt64[np.ndarray, " words"],
+    neighbors: Int32[np.ndarray, "N degree"],
+    frontier: Int32[np.ndarray, " count"],
+    out: Int32[np.ndarray, " capacity"],
+) -> int:
+    """`expand` for one query; returns how many neighbours it wrote."""
+    n = 0
+    line = _CACHE_LINE_BYTES // neighbors.itemsize
+    for j in range(-_ROWS_AHEAD, frontier.size):
+        if j + _ROWS_AHEAD < frontier.size:
+            for column in range(0, neighbors.shape[1], line):
+                prefetch(neighbors, np.int64(frontier[j + _ROWS_AHEAD]), column)
+        if j < 0:
+            continue
+        for item in neighbors[frontier[j]]:
+            if item < 0:  # rows are padded at their end
+                break
+            if not test_and_set(visited, item):
+                out[n] = item
+                n += 1
+    return n
 
 
 @numba.njit(nogil=True, cache=True)
@@ -103,23 +154,10 @@ def expand(
     out_splits: Int32[np.ndarray, " batch+1"],
 ) -> None:
     """Unvisited neighbours of each query's frontier, in frontier then neighbour order, visited now."""
-    n = 0
     out_splits[0] = 0
-    line = _CACHE_LINE_BYTES // neighbors.itemsize
     for b in range(count.size):
-        for j in range(-_ROWS_AHEAD, count[b]):
-            if j + _ROWS_AHEAD < count[b]:
-                for column in range(0, neighbors.shape[1], line):
-                    prefetch(neighbors, np.int64(frontier[b, j + _ROWS_AHEAD]), column)
-            if j < 0:
-                continue
-            for item in neighbors[frontier[b, j]]:
-                if item < 0:  # rows are padded at their end
-                    break
-                if not _test_and_set(visited[b], item):
-                    out[n] = item
-                    n += 1
-        out_splits[b + 1] = n
+        n = out_splits[b]
+        out_splits[b + 1] = n + expand_one(visited[b], neighbors, frontier[b, : count[b]], out[n:])
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc", "nsz"})
@@ -153,7 +191,7 @@ def forget(
     for b in range(size.size):
         visited[b, :] = np.uint64(0)
         for j in range(size[b]):
-            _test_and_set(visited[b], np.int64(keys[b, j] & _LOW32))
+            test_and_set(visited[b], np.int64(keys[b, j] & _LOW32))
             expanded[b, j] = 0
 
 
@@ -168,18 +206,13 @@ def _collect(
     """Keys below ``worst`` of finite, allowed scores; returns how many, and how many were not finite."""
     n = 0
     nonfinite = 0
-    bits_of = scores.view(np.uint32)
     for j in range(scores.size):
         if not np.isfinite(scores[j]):
             nonfinite += 1
             continue
         if allowed.size and not allowed[j]:
             continue
-        bits = bits_of[j]
-        if bits == _SIGN:  # -0.0 ranks as 0.0
-            bits = np.uint32(0)
-        monotone = (_ALL ^ bits) if bits & _SIGN else (bits | _SIGN)
-        key = (np.uint64(_ALL - monotone) << _32) | np.uint64(item_index[j])
+        key = key_of(scores[j], item_index[j])
         if key < worst:
             out[n] = key
             n += 1
@@ -249,9 +282,10 @@ def select(
     size: Int32[np.ndarray, " batch"],
     width: int,
     frontier: Int32[np.ndarray, "batch width"],
+    frontier_score: Float32[np.ndarray, "batch width"],
     count: Int32[np.ndarray, " batch"],
 ) -> None:
-    """The ``width`` best nodes of each pool not expanded yet, marked as expanded."""
+    """The ``width`` best nodes of each pool not expanded yet and their scores, marked as expanded."""
     for b in range(size.size):
         n = 0
         for j in range(size[b]):
@@ -260,6 +294,7 @@ def select(
             if not expanded[b, j]:
                 expanded[b, j] = 1
                 frontier[b, n] = np.int32(keys[b, j] & _LOW32)
+                frontier_score[b, n] = score_of(keys[b, j])
                 n += 1
         count[b] = n
 
@@ -289,12 +324,13 @@ def advance(
     forgets: bool,
     width: int,
     frontier: Int32[np.ndarray, "batch width"],
+    frontier_score: Float32[np.ndarray, "batch width"],
     count: Int32[np.ndarray, " batch"],
 ) -> None:
     """`forget` when told to, then `select`: one call, since entering a compiled loop costs microseconds."""
     if forgets:
         forget(visited, keys, expanded, size)
-    select(keys, expanded, size, width, frontier, count)
+    select(keys, expanded, size, width, frontier, frontier_score, count)
 
 
 @numba.njit(nogil=True, cache=True)

@@ -2,7 +2,8 @@
 
 Everything a method enqueues runs in the order of the lane's stream. The host waits once a step, for the
 counts of candidates that pick the scorer's shape, and once for the answer. A step is three launches of
-ours: `gather`, `merge`, and the `expand` of the next step, which also plans how its candidates lie in tiles.
+ours: `gather`, `merge`, and the `expand` of the next step, which also plans how its candidates lie in tiles;
+with gates `estimate` and `choose` take the place of `expand`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import numpy as np
 from nann.engine.backend import Admission, Tiles
 from nann.engine.cuda.beam import CudaBeam, CudaCandidates, Place, unpack
 from nann.engine.cuda.errors import device_errors
+from nann.engine.cuda.gating import Gating
 from nann.engine.cuda.lane_memory import LaneLimits, LaneMemory, MaskCache
 from nann.engine.cuda.lane_state import LaneState
-from nann.engine.cuda.modules import Candidates, Launches, Pools
+from nann.engine.cuda.launches import Candidates, Launches, Pools
 from nann.engine.errors import Unsupported
 from nann.engine.scoring.buckets import BucketGrid, Shape
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float32, Int32
 
     from nann.engine.cuda.tables import DeviceTables
+    from nann.engine.gate import Gate
 
 __all__ = ["CudaBackend"]
 
@@ -66,11 +69,17 @@ class CudaBackend:
             self.stream = cupy.cuda.Stream(non_blocking=True)
         self._launch = Launches(tables.modules, self.stream)
         elements = (limits or LaneLimits()).elements(
-            grid, tables.num_items, scans=tables.item_vectors is not None
+            grid,
+            tables.num_items,
+            scans=tables.item_vectors is not None,
+            gated=tables.gate_queries is not None,
         )
         self._memory = LaneMemory(self.stream, elements)
         self._masks = MaskCache(self._memory, self._words)
         self._state = LaneState(self._memory, self.stream, batch=grid.max_batch, words=self._words)
+        self._gating = Gating(
+            self._launch, self._memory, self._state, tables, words=self._words, tile_rows=grid.tile_rows
+        )
         self._tiles = {
             name: self._memory.new(f"tiles of {name}", (grid.max_rows, *table.shape[1:]), table.dtype)
             for name, table in tables.item_state.items()
@@ -94,15 +103,22 @@ class CudaBackend:
 
     # -- the search ------------------------------------------------------------------------------------
 
-    def begin(self, batch: int, *, with_answer: Sequence[Admission | None]) -> CudaBeam:
+    def begin(
+        self,
+        batch: int,
+        *,
+        with_answer: Sequence[Admission | None],
+        gates: Sequence[Gate | None] | None = None,
+    ) -> CudaBeam:
         with device_errors("choosing the device"):
             self._device.use()  # which is this thread's affair, and a lane may change threads
         self._state.clear(batch)
         beam = CudaBeam(
             batch,
             with_answer,
+            self._gating.upload(gates or ()),
             self._state.frontier_count,
-            lambda: self._state.found(batch, Pools.none(), [0]).nonfinite,
+            lambda: self._state.found(batch, Pools.none(), [0]).counted,
         )
         if beam.n_pools == 2:
             self._admit(with_answer)
@@ -159,26 +175,29 @@ class CudaBackend:
             )
         return self._seed(beam, np.uint64(best.keys.data.ptr), row_start, sizes, count, keys=True)
 
-    def expand(self, beam: CudaBeam, level: int) -> CudaCandidates | None:
+    def expand(self, beam: CudaBeam, level: int, *, admit: int = 0) -> CudaCandidates | None:
         if not beam.width:
             return None
-        neighbors = self._tables.neighbors[level]
+        neighbors, state = self._tables.neighbors[level], self._state
         stride = min(self._num_items, beam.width * neighbors.shape[1])
         items = self._memory.at_least("items", beam.batch * stride)
-        self._launch.expand(
-            batch=beam.batch,
-            neighbors=neighbors,
-            frontier=beam.frontier,
-            frontier_count=beam.frontier_count,
-            width=beam.width,
-            visited=self._state.visited,
-            words=self._words,
-            items=items,
-            item_stride=stride,
-            tile_rows=self._grid.tile_rows,
-            plan=self._state.plan,
-        )
-        counts, expanded = self._state.reported(beam.batch)
+        if beam.gates is not None and admit:
+            self._gating.expand(beam, beam.gates, neighbors, admit, items, stride)
+        else:
+            self._launch.expand(
+                batch=beam.batch,
+                neighbors=neighbors,
+                frontier=beam.frontier,
+                frontier_count=beam.frontier_count,
+                width=beam.width,
+                visited=state.visited,
+                words=self._words,
+                items=items,
+                item_stride=stride,
+                tile_rows=self._grid.tile_rows,
+                plan=state.plan,
+            )
+        counts, expanded = state.reported(beam.batch)
         return self._step(beam, counts, self._planned(items, stride)) if expanded.any() else None
 
     def listed(self, beam: CudaBeam, rows: Sequence[Int32[np.ndarray, " n"] | range]) -> CudaCandidates:
@@ -256,6 +275,7 @@ class CudaBackend:
         beam.most_held = min(capacity, beam.most_held + candidates.most)
         beam.width = min(width, beam.most_held)
         beam.frontier = self._memory.at_least("frontier", beam.batch * beam.width)
+        beam.frontier_score = self._memory.at_least("scores of the frontier", beam.batch * beam.width)
         beam.forgot = beam.forgot or forget
         beam.counted = None
         if forget:
@@ -270,6 +290,7 @@ class CudaBackend:
             capacity=capacity,
             forget=forget,
             frontier=beam.frontier,
+            frontier_score=beam.frontier_score,
             width=beam.width,
             sizes=self._state.sizes,
             nonfinite=self._state.nonfinite,
@@ -291,7 +312,7 @@ class CudaBackend:
         if beam.forgot and beam.n_pools == 2:
             widths[1] = beam.pools.capacity  # an item that is there twice is one of the k
         found = self._state.found(beam.batch, beam.pools, widths)
-        beam.counted = found.nonfinite
+        beam.counted = found.counted
         unpacked = [unpack(keys) for keys in found.keys]
         answers = []
         for b, (pool, wanted) in enumerate(zip(pool_of, k, strict=True)):
@@ -398,6 +419,7 @@ class CudaBackend:
         n_pools: int = 1,
         forget: bool = False,
         frontier: Any = _NOTHING,
+        frontier_score: Any = _NOTHING,
         width: int = 0,
     ) -> Pools:
         """Merge into pools that lie in one of the two buffers called ``name``, out of those in the other."""
@@ -422,6 +444,7 @@ class CudaBackend:
             words=self._words,
             forget=forget,
             frontier=frontier,
+            frontier_score=frontier_score,
             frontier_count=state.frontier_count,
             width=width,
             nonfinite=nonfinite,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nann.engine.backend import Admission
-from nann.engine.cuda.modules import Candidates, Pools
+from nann.engine.cuda.lane_state import Counted
+from nann.engine.cuda.launches import Candidates, DeviceGates, Pools
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int32, Int64, UInt64
@@ -30,32 +31,43 @@ class CudaBeam:
         self,
         batch: int,
         admissions: Sequence[Admission | None],
+        gates: DeviceGates | None,
         frontier_count: Any,
-        read_nonfinite: Callable[[], Int64[np.ndarray, " batch"]],
+        read_counted: Callable[[], Counted],
     ) -> None:
         self.batch = batch
         self.admissions = admissions
+        self.gates = gates
         self.n_pools = 2 if any(admission is not None for admission in admissions) else 1
         self.pools = Pools.none()
         self.frontier: Any | None = None  # int32, [batch, width] of it
+        self.frontier_score: Any | None = None  # float32, likewise
         self.frontier_count: Any = frontier_count  # int32, [batch]
         self.most_held = 0  # no query's pool holds more
         self.width = 0  # no query's frontier holds more
         self.forgot = False  # since `forget`, an answer may hold an item twice
-        self.counted: Int64[np.ndarray, " batch"] | None = None  # non-finite scores, once read
+        self.counted: Counted | None = None  # until the next kernel that counts
         self.steps: list[Int32[np.ndarray, " batch"]] = []
-        self._read_nonfinite = read_nonfinite
+        self._read_counted = read_counted
 
     @property
     def nonfinite(self) -> Int64[np.ndarray, " batch"]:
         """Read from the device unless `to_host` just brought them along."""
-        if self.counted is None:
-            self.counted = self._read_nonfinite()
-        return self.counted
+        return self._counted().nonfinite
+
+    @property
+    def estimated(self) -> Int64[np.ndarray, " batch"]:
+        """Likewise."""
+        return self._counted().estimated
 
     @property
     def scored_per_step(self) -> Int32[np.ndarray, "steps batch"]:
         return np.array(self.steps, dtype=np.int32).reshape(len(self.steps), self.batch)
+
+    def _counted(self) -> Counted:
+        if self.counted is None:
+            self.counted = self._read_counted()
+        return self.counted
 
 
 @dataclass(slots=True)

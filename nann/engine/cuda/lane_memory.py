@@ -31,19 +31,29 @@ class LaneLimits:
 
     ``capacity``, ``width`` and ``candidates`` are of one query: its pool, its frontier, and its candidates of
     a step. The defaults hold a pool of the largest `k` with room for filters, and a frontier of 256 nodes
-    with 32 neighbours each.
+    with 32 neighbours each. ``gate_bytes`` are a query's side of its gate: 56 known items of 17 numbers, and
+    what there is once.
     """
 
     capacity: int = 4096
     width: int = 256
     candidates: int = 8192
+    gate_bytes: int = 4096
 
-    def elements(self, grid: BucketGrid, num_items: int, *, scans: bool) -> dict[str, tuple[Any, int]]:
-        """Type and number of elements of each growing buffer to begin with; ``scans``: with item vectors."""
+    def elements(
+        self, grid: BucketGrid, num_items: int, *, scans: bool, gated: bool
+    ) -> dict[str, tuple[Any, int]]:
+        """Type and number of elements of each growing buffer to begin with.
+
+        ``scans``: there are item vectors; ``gated``: there are tables for a gate.
+        """
         batch = grid.max_batch
         return {
             "items": (np.int32, batch * self.candidates),
             "frontier": (np.int32, batch * self.width),
+            "scores of the frontier": (np.float32, batch * self.width),
+            "gates": (np.uint8, batch * self.gate_bytes if gated else 0),
+            "found by a gate": (np.uint64, batch * self.candidates if gated else 0),
             "keys": (np.uint64, 2 * batch * self.capacity),
             "other keys": (np.uint64, 2 * batch * self.capacity),
             "scan keys": (np.uint64, batch * self.capacity if scans else 0),
@@ -56,18 +66,24 @@ class LaneLimits:
         }
 
     def plan(
-        self, grid: BucketGrid, num_items: int, item_state: Mapping[str, np.ndarray], *, scans: bool
+        self,
+        grid: BucketGrid,
+        num_items: int,
+        item_state: Mapping[str, np.ndarray],
+        *,
+        scans: bool,
+        gated: bool,
     ) -> dict[str, int]:
         """Bytes of one lane, by what they are for."""
         words = -(-num_items // _WORD_BITS)
         growing = sum(
             np.dtype(dtype).itemsize * size
-            for dtype, size in self.elements(grid, num_items, scans=scans).values()
+            for dtype, size in self.elements(grid, num_items, scans=scans, gated=gated).values()
         )
         tiles = sum(math.prod(table.shape[1:]) * table.itemsize for table in item_state.values())
         return {
             "bitmaps of visited and admissible items": 8 * grid.max_batch * words,
-            "pools, candidates, filters and inputs": growing,
+            "pools, candidates, filters, gates and inputs": growing,
             "tiles for the scorer": grid.max_rows * tiles,
         }
 
@@ -128,16 +144,16 @@ class LaneMemory:
         """Tell that the lane's stream is idle, so that what was staged has been copied."""
         self._staged = 0
 
-    def upload(self, *arrays: np.ndarray) -> list[Any]:
+    def upload(self, *arrays: np.ndarray, into: str = "inputs") -> list[Any]:
         """Copy arrays to the device in the stream's order, by one transfer; returns their addresses.
 
-        They stay there until the next `upload`.
+        They stay there until the next `upload` into that growing buffer.
         """
         starts, end = [], 0
         for array in arrays:
             starts.append(end)
             end += -(-array.nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-        inputs = self.at_least("inputs", end)
+        inputs = self.at_least(into, end)
         first = self._stage(end)
         for start, array in zip(starts, arrays, strict=True):
             self._fill(first + start, array)

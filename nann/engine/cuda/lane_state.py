@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from jaxtyping import Int32, Int64, UInt8, UInt64
 
     from nann.engine.cuda.lane_memory import LaneMemory
-    from nann.engine.cuda.modules import Pools
+    from nann.engine.cuda.launches import Pools
 
-__all__ = ["Found", "LaneState"]
+__all__ = ["Counted", "Found", "LaneState"]
 
 _INT_BYTES, _KEY_BYTES = 4, 8
 _ALIGNMENT_BYTES = 16
@@ -24,20 +24,28 @@ _USUAL_K = 1024
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """What was counted of each query so far: scores that were not finite, and a gate's estimates."""
+
+    nonfinite: Int64[np.ndarray, " batch"]
+    estimated: Int64[np.ndarray, " batch"]
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
-    """The answer of a batch: how many keys each pool holds, the first of them, and the non-finite scores."""
+    """The answer of a batch: how many keys each pool holds, the first of them, and what was counted."""
 
     sizes: Int32[np.ndarray, "pools batch"]
     keys: list[UInt64[np.ndarray, "batch width"]]
-    nonfinite: Int64[np.ndarray, " batch"]
+    counted: Counted
 
 
 class LaneState:
     """Counters and bitmaps of up to ``batch`` queries over items of ``words`` words of 32 bits.
 
-    Public attributes are arrays or addresses as the kernels take them (`expand.cu`, `merge.cu`): `nonfinite`,
-    `sizes`, `frontier_count`, `visited`, `admissible`, `filtered`; `plan` = cursor, count, tile_start,
-    ticket and report.
+    Public attributes are arrays or addresses as the kernels take them (`expand.cu`, `gate.cu`, `merge.cu`):
+    `nonfinite`, `estimated`, `sizes`, `frontier_count`, `n_found`, `visited`, `admissible`, `filtered`;
+    `plan` = cursor, count, tile_start, ticket and report.
     """
 
     def __init__(self, memory: LaneMemory, stream: Any, *, batch: int, words: int) -> None:
@@ -51,16 +59,17 @@ class LaneState:
             # The wait for an event without eventBlockingSync spins, without Python's lock: a step is waited
             # for tens of microseconds, about what waking a sleeping thread takes.
             self._event = cupy.cuda.Event(disable_timing=True)
-        # What a search begins with as zeros is one piece: counters, of which an answer needs the first two,
+        # What a search begins with as zeros is one piece: counters, of which an answer needs the first three,
         # then the bitmaps of visited items.
-        sizes = [8 * batch, 8 * batch, _INT_BYTES * batch, _INT_BYTES * batch, _INT_BYTES]
+        sizes = [8 * batch, 8 * batch, 8 * batch, *[_INT_BYTES * batch] * 3, _INT_BYTES]
         starts = np.cumsum([0, *(-(-size // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES for size in sizes)]).tolist()
-        self._sizes_start, self._keys_start, self._counter_bytes = starts[1], starts[2], starts[-1]
+        self._estimated_start, self._sizes_start, self._keys_start = starts[1:4]
+        self._counter_bytes = starts[-1]
         self._zeroed = memory.new("visited items", starts[-1] + _INT_BYTES * batch * words, np.uint8)
         address = int(self._zeroed.data.ptr)
-        self.nonfinite, self.sizes, self.frontier_count, cursor, ticket, self.visited = (
-            np.uint64(address + start) for start in starts
-        )
+        addresses = [np.uint64(address + start) for start in starts]
+        self.nonfinite, self.estimated, self.sizes, self.frontier_count, self.n_found = addresses[:5]
+        cursor, ticket, self.visited = addresses[5:]
         self.admissible = memory.new("admissible items", (batch, words), np.uint32)
         self.filtered = memory.new("which queries have a filter", batch, np.int32)
         count = memory.new("counts of candidates", batch, np.int32)
@@ -113,8 +122,11 @@ class LaneState:
             self._fetch_keys(keys[-1], pools, pool)
         self._wait("reading the answer")
         sizes = answers[self._sizes_start :].view(np.int32)[: len(widths) * batch]
-        nonfinite = answers[: 8 * batch].view(np.int64)
-        return Found(sizes.reshape(len(widths), batch).copy(), keys, nonfinite.copy())
+        counted = Counted(
+            answers[: 8 * batch].view(np.int64).copy(),
+            answers[self._estimated_start :][: 8 * batch].view(np.int64).copy(),
+        )
+        return Found(sizes.reshape(len(widths), batch).copy(), keys, counted)
 
     def _room(self, n_bytes: int) -> UInt8[np.ndarray, " bytes"]:
         if self._answers.size < n_bytes:

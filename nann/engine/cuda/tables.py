@@ -14,7 +14,7 @@ from nann.engine.cuda.modules import BlockSizes, Modules
 from nann.engine.errors import BackendError
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int32
+    from jaxtyping import Float, Float16, Int32
 
 __all__ = ["DeviceTables", "MemoryPlan"]
 
@@ -58,7 +58,7 @@ class DeviceTables:
 
     ``neighbors[level]`` is int32 [N, degree]; every item tensor is [N + padding, …], zero past row N, so
     that a scan's last chunk is as whole as the others. `item_vectors` float32 [N, dim] and their `norms` [N]
-    are None unless given.
+    are None unless given, and so are the `gate_queries` float16 [N, columns] of a gate (`GateTables`).
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class DeviceTables:
         item_state: Mapping[str, Any],
         item_vectors: Any | None,
         norms: Any | None,
+        gate_queries: Any | None,
         plan: MemoryPlan,
     ) -> None:
         self.device = device
@@ -80,6 +81,7 @@ class DeviceTables:
         self.item_state = dict(item_state)
         self.item_vectors = item_vectors
         self.norms = norms
+        self.gate_queries = gate_queries
         self.plan = plan
 
     @classmethod
@@ -89,6 +91,7 @@ class DeviceTables:
         neighbors: Sequence[Int32[np.ndarray, "N degree"]],
         item_state: Mapping[str, np.ndarray],
         item_vectors: Float[np.ndarray, "N dim"] | None = None,
+        gate_queries: Float16[np.ndarray, "N columns"] | None = None,
         device: int = 0,
         padding_rows: int = 0,
         lane_bytes: Mapping[str, int] | None = None,
@@ -119,6 +122,7 @@ class DeviceTables:
                     if item_vectors is None
                     else {"item vectors": 4 * (item_vectors.size + len(item_vectors))}
                 ),
+                **({} if gate_queries is None else {"gate": gate_queries.nbytes}),
                 **{
                     f"{lanes} x {name}" if lanes > 1 else name: lanes * n_bytes
                     for name, n_bytes in (lane_bytes or {}).items()
@@ -143,6 +147,7 @@ class DeviceTables:
                     if item_vectors is None
                     else _upload(item_vectors, stream, dtype=np.float32),
                     norms=None if item_vectors is None else _upload(_norms(item_vectors), stream),
+                    gate_queries=None if gate_queries is None else _upload(gate_queries, stream),
                     plan=plan,
                 )
             stream.synchronize()
@@ -151,7 +156,8 @@ class DeviceTables:
     @property
     def nbytes(self) -> int:
         """Bytes of the tables on the device."""
-        tables = [*self.neighbors, *self.item_state.values(), self.item_vectors, self.norms]
+        optional = (self.item_vectors, self.norms, self.gate_queries)
+        tables = [*self.neighbors, *self.item_state.values(), *optional]
         return sum(int(table.nbytes) for table in tables if table is not None)
 
 

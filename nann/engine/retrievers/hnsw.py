@@ -35,7 +35,11 @@ class HnswRetriever:
         backend, scorer = self._backend, self._scorer
         users = encode(scorer, batch)
         probe("encode")
-        beam = backend.begin(len(batch), with_answer=[query.admission for query in batch])
+        beam = backend.begin(
+            len(batch),
+            with_answer=[query.admission for query in batch],
+            gates=[query.gate for query in batch],
+        )
         schedule = stages(batch[0].params)
         stage: Stage | None = next(schedule)
         candidates = backend.seed(beam, [query.starts for query in batch])
@@ -51,15 +55,15 @@ class HnswRetriever:
                 forget=stage.forget,
             )
             probe("merge")
-            level, stage = stage.level, next(schedule, None)
+            level, admit, stage = stage.level, stage.admit, next(schedule, None)
             # Only what will be scored is expanded: afterwards "visited" means "scored".
-            candidates = None if stage is None else backend.expand(beam, level)
+            candidates = None if stage is None else backend.expand(beam, level, admit=admit)
         wanted = [query.k for query in batch]
         found = backend.to_host(beam, wanted)
         remainder = self._score_remainder(users, beam, batch, [rows.size for rows, _ in found], probe)
         if any(remainder):
             found = backend.to_host(beam, wanted)
-        counts, nonfinite = beam.scored_per_step, beam.nonfinite
+        counts, nonfinite, estimated = beam.scored_per_step, beam.nonfinite, beam.estimated
         return [
             Answer(
                 item_index,
@@ -67,6 +71,7 @@ class HnswRetriever:
                 tuple(counts[counts[:, b] > 0, b].tolist()),
                 remainder[b],
                 int(nonfinite[b]),
+                int(estimated[b]),
             )
             for b, (item_index, score) in enumerate(found)
         ]

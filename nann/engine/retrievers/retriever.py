@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from nann.engine.backend import Admission
+from nann.engine.gate import Gate
 from nann.engine.types import Note, SearchParams
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class PreparedQuery:
     known_history: int | None
     starts: Int32[np.ndarray, " n"]
     admission: Admission | None
+    gate: Gate | None
     cost: int
     notes: tuple[Note, ...]
     with_attributes: bool
@@ -45,13 +47,15 @@ class PreparedQuery:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A ranked answer in item indices; ``scored_per_step[i]`` items were scored in step i."""
+    """A ranked answer in item indices; ``scored_per_step[i]`` items were scored in step i, and a gate made
+    `estimated` estimates."""
 
     item_index: Int32[np.ndarray, " n"]
     score: Float32[np.ndarray, " n"]
     scored_per_step: tuple[int, ...]
     remainder_scored: int
     nonfinite: int
+    estimated: int = 0
 
 
 class Retriever(Protocol):

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from nann.offline.builders.nearest import join, nearest_lists, reverse_lists
+
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int32, Int64, UInt8
 
@@ -41,9 +43,10 @@ class HnswGraph:
     """A built graph over N items; every node is an item index.
 
     `neighbors` holds level 0 [N, 2m] and level 1 [N, m], padded with -1 at the end of a row; an item
-    that is not on level 1 has an all-padding row there. `entry_points` is NANN's own set (0-based
-    level >= 2; empty in a tiny corpus), `walk_entry_points` that set filled up to 64 from the next
-    lower levels in item order.
+    that is not on level 1 has an all-padding row there. `nearest` > 0: level 0 is made of so many nearest
+    items and of those that have the item among theirs (`builders.nearest`), not of HNSW's own links.
+    `entry_points` is NANN's own set (0-based level >= 2; empty in a tiny corpus), `walk_entry_points`
+    that set filled up to 64 from the next lower levels in item order.
     """
 
     neighbors: tuple[Int32[np.ndarray, "N degree0"], Int32[np.ndarray, "N degree1"]]
@@ -54,6 +57,7 @@ class HnswGraph:
     ef_construction: int
     space: Space
     seed: int
+    nearest: int = 0
 
     @property
     def num_items(self) -> int:
@@ -67,6 +71,7 @@ def build_hnsw(
     ef_construction: int = 100,
     space: Space = "cosine",
     seed: int = DEFAULT_SEED,
+    nearest: int = 0,
     num_threads: int | None = None,
 ) -> HnswGraph:
     """Build the graph over `embeddings`: up to 2m neighbours an item on level 0, m above it.
@@ -83,6 +88,8 @@ def build_hnsw(
         raise ValueError(
             f"m must be at least {_MIN_M} and ef_construction at least 1: {m}, {ef_construction}"
         )
+    if not 0 <= nearest <= 2 * m:
+        raise ValueError(f"nearest must be from 0 to 2m = {2 * m}, the degree of level 0, not {nearest}")
     vectors = prepare_vectors(embeddings, space)
     metric = faiss.METRIC_INNER_PRODUCT if space == "ip" else faiss.METRIC_L2
     index: Any = faiss.IndexHNSWFlat(vectors.shape[1], m, metric)
@@ -97,8 +104,13 @@ def build_hnsw(
         faiss.omp_set_num_threads(threads_before)
     levels = faiss.vector_to_array(index.hnsw.levels) - 1
     entry_points = np.flatnonzero(levels >= _ENTRY_LEVEL)
+    if nearest:
+        lists = nearest_lists(index, vectors, nearest, num_threads=num_threads)
+        level_0 = join(lists, reverse_lists(lists, 2 * m), 2 * m)
+    else:
+        level_0 = _level_table(index, levels, 0)
     return HnswGraph(
-        neighbors=(_level_table(index, levels, 0), _level_table(index, levels, 1)),
+        neighbors=(level_0, _level_table(index, levels, 1)),
         item_levels=levels.astype(np.uint8),
         entry_points=entry_points,
         walk_entry_points=_filled_up(entry_points, levels),
@@ -106,6 +118,7 @@ def build_hnsw(
         ef_construction=ef_construction,
         space=space,
         seed=seed,
+        nearest=nearest,
     )
 
 

@@ -8,9 +8,10 @@ are the caller's mistake (INVALID_ARGUMENT) and not ours.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import grpc
@@ -20,9 +21,19 @@ from nann.engine.errors import InvalidQuery, Overloaded
 from nann.service.errors import INTERNAL, error_row
 from nann.service.logs import get_logger, request_context
 from nann.service.metrics import Metrics
+from nann.service.retrieval import RetrievalService
+from nann.service.tracing import Tracing
 from nann.service.wire.checks import bounded_message, request_id_of
 
-__all__ = ["ERROR_CODE_KEY", "REQUEST_ID_KEY", "Call", "Method", "Methods", "or_invalid_argument"]
+__all__ = [
+    "ERROR_CODE_KEY",
+    "REQUEST_ID_KEY",
+    "Call",
+    "CallLimit",
+    "Method",
+    "Methods",
+    "or_invalid_argument",
+]
 
 REQUEST_ID_KEY: Final = "x-request-id"
 TRACEPARENT_KEY: Final = "traceparent"
@@ -31,7 +42,29 @@ _PUSHBACK_KEY: Final = "grpc-retry-pushback-ms"
 # The stable word of the error table: several of its rows share a status, and a client tells them apart.
 ERROR_CODE_KEY: Final = "nann-error-code"
 
+# A failure of the server's own (OpenTelemetry's conventions for the span status of gRPC servers).
+_FAILURES: Final = ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
+
+# Those that wait for a lane.
+_SEARCHES: Final = frozenset({"Retrieve", "BatchRetrieve", "Predict"})
+
 log = get_logger(__name__)
+
+
+class CallLimit:
+    """Lets in `most` calls at a time, and refuses the others as overload that says when to come back."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._n = 0
+
+    def __enter__(self) -> None:
+        if self._n >= self._most:
+            raise Overloaded(f"{self._most} calls are in progress")
+        self._n += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._n -= 1
 
 
 @dataclass(slots=True)
@@ -51,10 +84,17 @@ Method = Callable[[Call], Awaitable[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Methods:
-    """Turns coroutines into the generic handler of a service."""
+    """Turns coroutines into the generic handler of a service.
+
+    `in_progress` are the tasks of calls that have been accepted and whose answer has not been sent.
+    """
 
     metrics: Metrics
     access_log: bool
+    limit: CallLimit
+    service: RetrievalService
+    tracing: Tracing | None = None
+    in_progress: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def handler(
         self,
@@ -91,9 +131,20 @@ class Methods:
         failure: Exception | None = None
         reply = b""
         with request_context(request_id, _metadata_value(context, TRACEPARENT_KEY)):
+            span = None
+            if self.tracing is not None:
+                span = self.tracing.begin(
+                    name,
+                    functools.partial(_metadata_value, context),
+                    rpc_system="grpc",
+                    request_id=request_id,
+                )
             try:
-                call.message = _parse(request_class, raw)
-                reply = (await method(call)).SerializeToString()
+                with self.limit:
+                    self.service.refuse_unread(searches=name in _SEARCHES)
+                    self._note_accepted()
+                    call.message = _parse(request_class, raw)
+                    reply = (await method(call)).SerializeToString()
                 code = "ok"
             except asyncio.CancelledError:
                 # The caller hung up, or its deadline passed: gRPC itself has answered.
@@ -109,6 +160,13 @@ class Methods:
                 )
                 if self.access_log:
                     log.info("request", api="grpc", method=name, code=code, duration_ms=duration_s * 1e3)
+                if span is not None:
+                    status = "OK" if code == "ok" else "CANCELLED"
+                    if failure is not None:
+                        row = error_row(failure)
+                        status = row.tf_grpc_code if tensorflow_codes else row.grpc_code
+                    model = self.metrics.model_label(call.model)
+                    span.end(code, failed=status in _FAILURES, model=model, rpc_status=status)
         trailer: tuple[tuple[str, str], ...] = ((REQUEST_ID_KEY, request_id),)
         if failure is None:
             context.set_trailing_metadata(trailer)
@@ -123,6 +181,13 @@ class Methods:
             message = f"{message}, request id {request_id}"
         await context.abort(status, message, trailer)
         raise AssertionError("abort returned")
+
+    def _note_accepted(self) -> None:
+        # gRPC runs a call in one task, from its message to the last byte of its answer.
+        task = asyncio.current_task()
+        assert task is not None
+        self.in_progress.add(task)
+        task.add_done_callback(self.in_progress.discard)
 
 
 def _parse(request_class: type[Any], raw: bytes) -> Any:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import grpc
 
 from nann.service.access import Access
 from nann.service.grpc_api import native, tensorflow_serving
 from nann.service.grpc_api.access import AccessInterceptor
-from nann.service.grpc_api.call import Methods
+from nann.service.grpc_api.call import CallLimit, Methods
+from nann.service.grpc_api.hang_up import hang_up
 from nann.service.grpc_api.health import HEALTH_SERVICE, HealthApi
 from nann.service.grpc_api.reflection import reflection_handler
 from nann.service.health import Health
@@ -15,6 +19,7 @@ from nann.service.metrics import Metrics
 from nann.service.retrieval import RetrievalService
 from nann.service.settings import Settings
 from nann.service.tls import Tls
+from nann.service.tracing import Tracing
 
 __all__ = ["create_server"]
 
@@ -25,6 +30,29 @@ _UNCOMPRESSED_ONLY = 1  # bit 0: identity (grpc/compression.h)
 # Ends what a caller holds open without using it, and lets a balancer before several servers spread its
 # connections anew. gRPC finishes the calls of such a connection and its clients open another.
 _CONNECTION_AGE_MS = 30 * 60 * 1000
+# Calls above the limit that are still heard: health, reflection, and those that are told of the overload.
+# What comes above these gRPC refuses by itself, without a word of when to come back.
+_RESERVED_CALLS = 64
+
+
+class GrpcServer:
+    """A server of gRPC that ends without a word that its callers could take for an answer."""
+
+    def __init__(self, server: grpc.aio.Server, port: int, in_progress: set[asyncio.Task[Any]]) -> None:
+        self._server = server
+        self._port = port
+        self._in_progress = in_progress
+
+    async def start(self) -> None:
+        """Serve from now on."""
+        await self._server.start()
+
+    async def stop(self, grace_s: float | None) -> None:
+        """Send the answers of what was accepted, for `grace_s` at most (None: do not wait), and close."""
+        if grace_s is not None and self._in_progress:
+            await asyncio.wait(self._in_progress, timeout=grace_s)
+        hang_up(self._port)
+        await self._server.stop(None)
 
 
 def create_server(
@@ -34,7 +62,8 @@ def create_server(
     metrics: Metrics,
     access: Access | None = None,
     tls: Tls | None = None,
-) -> tuple[grpc.aio.Server, int]:
+    tracing: Tracing | None = None,
+) -> tuple[GrpcServer, int]:
     """The server, bound but not started, and its port (that of `settings`, or the one chosen for 0).
 
     Call it on the event loop that will run it. Raises OSError when the address is taken.
@@ -43,9 +72,15 @@ def create_server(
     server = grpc.aio.server(
         interceptors=[AccessInterceptor(access, metrics)] if guarded else None,  # type: ignore[arg-type]
         options=_options(settings),
-        maximum_concurrent_rpcs=settings.max_connections,
+        maximum_concurrent_rpcs=settings.grpc_calls_limit + _RESERVED_CALLS,
     )
-    methods = Methods(metrics, access_log=settings.access_log)
+    methods = Methods(
+        metrics,
+        access_log=settings.access_log,
+        limit=CallLimit(settings.grpc_calls_limit),
+        service=service,
+        tracing=tracing,
+    )
     tf_api = tensorflow_serving.TensorFlowServingApi(service)
     server.add_generic_rpc_handlers(
         (
@@ -58,7 +93,8 @@ def create_server(
             reflection_handler((native.SERVICE_NAME, HEALTH_SERVICE)),
         )
     )
-    return server, _bind(server, settings.host, settings.grpc_port, tls)
+    port = _bind(server, settings.host, settings.grpc_port, tls)
+    return GrpcServer(server, port, methods.in_progress), port
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:
@@ -69,7 +105,7 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.max_metadata_size", settings.max_header_bytes),
         ("grpc.absolute_max_metadata_size", settings.max_header_bytes),
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
-        ("grpc.max_concurrent_streams", settings.max_connections),
+        ("grpc.max_concurrent_streams", settings.grpc_calls_limit + _RESERVED_CALLS),
         ("grpc.server_handshake_timeout_ms", round(settings.client_timeout_s * 1e3)),
         ("grpc.max_connection_age_ms", _CONNECTION_AGE_MS),
         ("grpc.max_connection_age_grace_ms", round(settings.client_timeout_s * 1e3)),

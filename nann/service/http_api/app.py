@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Final
 
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from nann.engine.errors import RetrievalError
 from nann.service.access import Access
 from nann.service.errors import InternalError
-from nann.service.health import Health
+from nann.service.health import Health, HealthState
 from nann.service.http_api.access import Guard
 from nann.service.http_api.call import Routes, error_response, json_response
+from nann.service.http_api.direct import DirectPaths
 from nann.service.http_api.docs import use_own_openapi
 from nann.service.http_api.operations import operations_router
 from nann.service.http_api.retrieval import retrieval_router
@@ -27,6 +27,7 @@ from nann.service.logs import get_logger, request_context
 from nann.service.metrics import Metrics
 from nann.service.retrieval import RetrievalService
 from nann.service.settings import Settings
+from nann.service.tracing import Tracing
 from nann.service.wire.checks import request_id_of
 from nann.service.wire.rest_json import body_of_error
 
@@ -35,8 +36,10 @@ if TYPE_CHECKING:
 
 __all__ = ["create_app"]
 
-REQUEST_ID_HEADER: Final = "x-request-id"
-TRACEPARENT_HEADER: Final = "traceparent"
+REQUEST_ID_HEADER: Final = b"x-request-id"
+TRACEPARENT_HEADER: Final = b"traceparent"
+# Whoever asks again should ask elsewhere.
+_CLOSE: Final = (b"connection", b"close")
 _ASSETS_PATH: Final = "/docs-assets"
 _DESCRIPTION: Final = (
     "Retrieval with the deep model itself as the similarity. Every answer carries the header "
@@ -53,6 +56,7 @@ def create_app(
     health: Health,
     metrics: Metrics,
     access: Access | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The ASGI application of REST; it owns nothing, and needs no lifespan events."""
     app = FastAPI(
@@ -63,16 +67,18 @@ def create_app(
         redoc_url=None,
         openapi_url="/openapi.json",
     )
-    routes = Routes(metrics, settings.max_body_bytes, settings.access_log)
-    app.include_router(retrieval_router(service, routes))
+    routes = Routes(metrics, settings.max_body_bytes, settings.access_log, service, tracing)
+    retrieval = retrieval_router(service, routes)
+    app.include_router(retrieval)
     app.include_router(operations_router(service, routes, health, metrics))
     app.include_router(tensorflow_router(service, routes))
     _add_docs(app)
     use_own_openapi(app)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_middleware(DirectPaths, router=retrieval)
     if access is not None and not access.is_open:
         app.add_middleware(Guard, access=access, metrics=metrics)
-    app.add_middleware(_RequestScope)
+    app.add_middleware(_RequestScope, health=health)
     return app
 
 
@@ -106,17 +112,21 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 class _RequestScope:
-    """Gives every request its id, in the log, the answer and `request.state`; the last resort for bugs."""
+    """Gives every request its id, in the log, the answer and `request.state`; the last resort for bugs.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Answers of a server that is going away close their connections.
+    """
+
+    def __init__(self, app: ASGIApp, health: Health) -> None:
         self._app = app
+        self._health = health
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        request_id = request_id_of(headers.get(REQUEST_ID_HEADER))
+        sent = dict(scope["headers"])
+        request_id = request_id_of(_text(sent.get(REQUEST_ID_HEADER)))
         scope.setdefault("state", {})["request_id"] = request_id
         started = False
 
@@ -124,10 +134,12 @@ class _RequestScope:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+                message["headers"] = [*message["headers"], (REQUEST_ID_HEADER, request_id.encode())]
+                if self._health.state is HealthState.DRAINING:
+                    message["headers"].append(_CLOSE)
             await send(message)
 
-        with request_context(request_id, headers.get(TRACEPARENT_HEADER)):
+        with request_context(request_id, _text(sent.get(TRACEPARENT_HEADER))):
             try:
                 await self._app(scope, receive, send_with_id)
             except Exception as error:
@@ -136,3 +148,7 @@ class _RequestScope:
                     raise
                 failure = error if isinstance(error, RetrievalError) else InternalError(type(error).__name__)
                 await error_response(failure, request_id)(scope, receive, send_with_id)
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")

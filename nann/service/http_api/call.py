@@ -7,7 +7,6 @@ nothing of statuses.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from starlette.requests import ClientDisconnect
 from nann.service.errors import INTERNAL, ErrorRow, PayloadTooLarge, error_row, retry_after_seconds
 from nann.service.logs import get_logger
 from nann.service.metrics import Metrics
+from nann.service.retrieval import RetrievalService
+from nann.service.tracing import Tracing
 from nann.service.wire.checks import bounded_message
 from nann.service.wire.rest_json import MalformedJson, body_of_error, load_json
 
@@ -72,6 +73,8 @@ class Routes:
     metrics: Metrics
     max_body_bytes: int
     access_log: bool
+    service: RetrievalService
+    tracing: Tracing | None = None
 
     async def answer(
         self,
@@ -79,18 +82,26 @@ class Routes:
         method: str,
         route: Route,
         *,
+        searches: bool = False,
         reads_body: bool = False,
         parse: Callable[[bytes], Any] | None = None,
         error_form: ErrorForm | None = None,
     ) -> Response:
-        """The response of `route`; `method` is its name in the metrics.
+        """The response of `route`; `method` is its name in the metrics, and `searches` says it needs a lane.
 
-        The body must say that it is JSON, unless a `parse` of the route's own reads it whatever it says.
+        A call that would be refused whatever it holds is refused unread. The body must say that it is JSON,
+        unless a `parse` of the route's own reads it whatever it says.
         """
         start_s = time.perf_counter()
         call = Call(request, request.state.request_id)
-        code = "cancelled"
+        code, status = "cancelled", _CLIENT_CLOSED
+        span = None
+        if self.tracing is not None:
+            span = self.tracing.begin(
+                method, request.headers.get, http_method=request.method, request_id=call.request_id
+            )
         try:
+            self.service.refuse_unread(searches=searches)
             if parse is not None:
                 call.body = parse(await self._read(request))
             elif reads_body:
@@ -98,7 +109,7 @@ class Routes:
                 call.body = load_json(await self._read(request))
             answer = await _unless_gone(request, route(call))
             response = answer if isinstance(answer, Response) else json_response(answer)
-            code = "ok"
+            code, status = "ok", response.status_code
         except (_ClientGone, ClientDisconnect):
             response = Response(status_code=_CLIENT_CLOSED)
         except Exception as error:
@@ -107,6 +118,7 @@ class Routes:
             if row is INTERNAL:
                 log.exception("request failed", method=method)
             response = (error_form or error_response)(error, call.request_id)
+            status = response.status_code
         finally:
             duration_s = time.perf_counter() - start_s
             self.metrics.observe_request(
@@ -114,6 +126,9 @@ class Routes:
             )
             if self.access_log:
                 log.info("request", api="rest", method=method, code=code, duration_ms=duration_s * 1e3)
+            if span is not None:
+                model = self.metrics.model_label(call.model)
+                span.end(code, failed=status >= 500, model=model, http_status=status)
         return response
 
     async def _read(self, request: Request) -> bytes:
@@ -167,19 +182,28 @@ def _check_media_type(content_type: str | None) -> None:
 
 async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
     """The result of `work`; cancels it and raises _ClientGone when the caller hangs up first."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
+    # Not a task for `work` too: what it does on the way back would wait for more turns of the loop.
+    asking = asyncio.current_task()
+    assert asking is not None
+    ended = hung_up = False
+
+    def hang_up(watch: asyncio.Task[None]) -> None:
+        nonlocal hung_up
+        if not (watch.cancelled() or ended):
+            hung_up = True
+            asking.cancel()
+
+    watch = asyncio.ensure_future(_disconnected(request))
+    watch.add_done_callback(hang_up)
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise _ClientGone
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if hung_up and not asking.uncancel():
+            raise _ClientGone from None
+        raise
     finally:
-        gone.cancel()
-        if not task.done():
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        ended = True
+        watch.cancel()
 
 
 async def _disconnected(request: Request) -> None:

@@ -2,6 +2,9 @@
 
 uvicorn's own protocol waits for ever for the rest of a request, lets a head grow without bound, holds any
 number of connections, and waits for ever for a caller who does not read the answer.
+
+Connections above the limit are answered 503 and closed, but a few of them may ask the probes and /metrics:
+an orchestrator that is turned away kills a server that has nothing worse than many callers.
 """
 
 from __future__ import annotations
@@ -21,7 +24,12 @@ from nann.service.wire.rest_json import body_of_error
 __all__ = ["REFUSALS", "Limits", "limited_connection"]
 
 # Failures of a connection, before there is a request: code -> status.
-REFUSALS: Final = {"malformed_http": 400, "headers_too_large": 431}
+REFUSALS: Final = {"malformed_http": 400, "headers_too_large": 431, "too_many_connections": 503}
+# What may be asked on a connection above the limit, and by how many: kubelet, a load balancer or two and
+# Prometheus, each with a connection at a time. They have to be quick, so that callers cannot hold these, too.
+_PROBES: Final = (b"/livez", b"/readyz", b"/healthz", b"/metrics")
+_RESERVED: Final = 16
+_RESERVED_TIMEOUT_S: Final = 5.0
 # Requests sent ahead of their answers; each costs memory, and nobody but a load generator sends more.
 _MAX_PIPELINED: Final = 64
 
@@ -35,11 +43,15 @@ class Limits:
     client_timeout_s: float
 
 
-def limited_connection(limits: Limits) -> type[asyncio.Protocol]:
-    """The protocol class for ``uvicorn.Config(http=…)``, which makes its instances itself."""
+def limited_connection(limits: Limits, on_refused: Callable[[], None]) -> type[asyncio.Protocol]:
+    """The protocol class for ``uvicorn.Config(http=…)``, which makes its instances itself.
+
+    `on_refused` hears of each connection that is closed because there are too many.
+    """
 
     class LimitedConnection(_Connection):
         LIMITS = limits
+        ON_REFUSED = staticmethod(on_refused)
 
     return LimitedConnection
 
@@ -50,6 +62,7 @@ class _Refused(Exception):
 
 class _Connection(HttpToolsProtocol):
     LIMITS: Limits
+    ON_REFUSED: Callable[[], None]
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -58,16 +71,20 @@ class _Connection(HttpToolsProtocol):
         self._in_head = True
         self._unfinished_head_bytes = 0
         self._chunk_ended_a_request = False
+        self._is_reserved = False
 
     # From the transport
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.LIMITS.max_connections:
+        n_above = len(self.connections) - self.LIMITS.max_connections
+        if n_above > _RESERVED:
             # Not even an answer: who holds this many connections does not read it.
+            self.ON_REFUSED()
             transport.abort()
             return
+        self._is_reserved = n_above > 0
         self._reading = self._later(self._too_slow)
 
     @override
@@ -112,7 +129,14 @@ class _Connection(HttpToolsProtocol):
         if len(self.pipeline) >= _MAX_PIPELINED:
             self.send_400_response(f"more than {_MAX_PIPELINED} requests wait for an answer")
             raise _Refused
+        if self._is_reserved and self.url.partition(b"?")[0] not in _PROBES:
+            self.ON_REFUSED()
+            limit = self.LIMITS.max_connections
+            self._refuse("too_many_connections", f"{limit} connections are open, and no more are taken")
+            raise _Refused
         super().on_headers_complete()
+        if self._is_reserved and self.cycle is not None:
+            self.cycle.keep_alive = False
 
     @override
     def on_message_complete(self) -> None:
@@ -147,7 +171,10 @@ class _Connection(HttpToolsProtocol):
     # Time
 
     def _later(self, then: Callable[[], None]) -> asyncio.TimerHandle:
-        return self.loop.call_later(self.LIMITS.client_timeout_s, then)
+        timeout_s = self.LIMITS.client_timeout_s
+        if self._is_reserved:
+            timeout_s = min(timeout_s, _RESERVED_TIMEOUT_S)
+        return self.loop.call_later(timeout_s, then)
 
     def _too_slow(self) -> None:
         if self.flow.read_paused:  # it is we who do not read

@@ -28,7 +28,7 @@ def retrieval_router(service: RetrievalService, routes: Routes) -> APIRouter:
     @router.post("/retrieve", tags=["retrieval"], **docs.RETRIEVE)
     async def retrieve(request: Request) -> Response:
         """The best k items for one user, or (with `queries`) for several in one call."""
-        return await routes.answer(request, "retrieve", retrieve_call, reads_body=True)
+        return await routes.answer(request, "retrieve", retrieve_call, searches=True, reads_body=True)
 
     async def retrieve_call(call: Call) -> Any:
         requests, is_batch = requests_of_body(call.body)

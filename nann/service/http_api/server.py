@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from typing_extensions import override
 
 from nann.service.http_api.connection import Limits, limited_connection
+from nann.service.metrics import Metrics
 from nann.service.settings import Settings
 from nann.service.tls import Tls
 
@@ -30,13 +31,15 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-def create_http_server(app: FastAPI, settings: Settings, tls: Tls | None = None) -> HttpServer:
+def create_http_server(
+    app: FastAPI, settings: Settings, metrics: Metrics, tls: Tls | None = None
+) -> HttpServer:
     """The server of `app`; give ``serve`` the sockets to listen on."""
     limits = Limits(settings.max_connections, settings.max_header_bytes, settings.client_timeout_s)
     return HttpServer(
         uvicorn.Config(
             app,
-            http=limited_connection(limits),
+            http=limited_connection(limits, metrics.connection_refused),
             ws="none",
             lifespan="off",
             log_config=None,

@@ -68,7 +68,12 @@ def tensorflow_router(service: RetrievalService, routes: Routes) -> APIRouter:
             return Response(encode_body(body, finite=finite), media_type="application/json")
 
         return await routes.answer(
-            request, "predict", answer, parse=parse_body, error_form=tensorflow_error_response
+            request,
+            "predict",
+            answer,
+            searches=True,
+            parse=parse_body,
+            error_form=tensorflow_error_response,
         )
 
     @router.get("/v1/models/{model}", tags=["TensorFlow Serving"], **docs.STATUS)

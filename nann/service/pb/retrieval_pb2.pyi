@@ -64,18 +64,22 @@ class ValueMap(_message.Message):
     def __init__(self, entries: _Optional[_Mapping[str, Value]] = ...) -> None: ...
 
 class SearchParams(_message.Message):
-    __slots__ = ("policy", "ef", "beam_width", "max_steps", "level_topn")
+    __slots__ = ("policy", "ef", "beam_width", "max_steps", "level_topn", "gate_width", "gate_margin")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     EF_FIELD_NUMBER: _ClassVar[int]
     BEAM_WIDTH_FIELD_NUMBER: _ClassVar[int]
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
     LEVEL_TOPN_FIELD_NUMBER: _ClassVar[int]
+    GATE_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    GATE_MARGIN_FIELD_NUMBER: _ClassVar[int]
     policy: str
     ef: int
     beam_width: int
     max_steps: int
     level_topn: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, policy: _Optional[str] = ..., ef: _Optional[int] = ..., beam_width: _Optional[int] = ..., max_steps: _Optional[int] = ..., level_topn: _Optional[_Iterable[int]] = ...) -> None: ...
+    gate_width: int
+    gate_margin: float
+    def __init__(self, policy: _Optional[str] = ..., ef: _Optional[int] = ..., beam_width: _Optional[int] = ..., max_steps: _Optional[int] = ..., level_topn: _Optional[_Iterable[int]] = ..., gate_width: _Optional[int] = ..., gate_margin: _Optional[float] = ...) -> None: ...
 
 class RetrieveRequest(_message.Message):
     __slots__ = ("user_id", "history", "comm_seq", "k", "model", "version", "params", "profile", "include_ids", "exclude_ids", "filter", "exclude_seen", "timeout_ms", "strict", "explain", "with_attributes")

@@ -103,10 +103,18 @@ class _Body(BaseModel):
 class ParamsBody(_Body):
     """How hard to search; what is left out comes from the profile. `level_topn` alone means policy level."""
 
-    policy: StrictStr | None = Field(None, description="best_first, level, inner_product or exhaustive.")
+    policy: StrictStr | None = Field(
+        None, description="best_first, level, level_pruned, inner_product or exhaustive."
+    )
     ef: _Int | None = Field(None, description="best_first: size of the pool of the best nodes seen so far.")
     beam_width: _Int | None = Field(None, description="best_first: pool entries expanded in each step.")
     max_steps: _Int | None = Field(None, description="best_first: at most so many steps.")
+    gate_width: _Int | None = Field(
+        None, description="best_first: at most so many items scored a step, chosen by the gate; 0: all."
+    )
+    gate_margin: _Number | None = Field(
+        None, description="best_first: how far below the answer an estimate may lie, in its errors."
+    )
     level_topn: list[_Int] | None = Field(None, description="level: NANN's six widths t0 … t5.")
 
 
@@ -199,6 +207,8 @@ def _request(body: RetrieveBody) -> RetrieveRequest:
             ef=params.ef,
             beam_width=params.beam_width,
             max_steps=params.max_steps,
+            gate_width=params.gate_width,
+            gate_margin=params.gate_margin,
             level_topn=None if params.level_topn is None else tuple(params.level_topn),
         ),
         profile=body.profile,

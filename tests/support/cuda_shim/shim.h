@@ -161,6 +161,9 @@ inline unsigned __float_as_uint(float x) { return cuda_shim::from_bits<unsigned>
 inline int __float_as_int(float x) { return cuda_shim::from_bits<int>(cuda_shim::bits(x)); }
 inline float __uint_as_float(unsigned x) { return cuda_shim::from_bits<float>(cuda_shim::bits(x)); }
 inline float __int_as_float(int x) { return cuda_shim::from_bits<float>(cuda_shim::bits(x)); }
+inline float __fadd_rn(float a, float b) { return a + b; }  // never fused: -ffp-contract=off
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
 inline bool isfinite(float x) { return __builtin_isfinite(x); }
 inline bool isnan(float x) { return __builtin_isnan(x); }
 inline bool isinf(float x) { return __builtin_isinf(x); }

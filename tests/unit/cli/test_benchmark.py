@@ -44,7 +44,7 @@ def settings(world: World) -> Settings:
     ("arguments", "words"),
     [
         ([], "--repository"),
-        (["--url", "ftp://x"], "http://HOST:PORT"),
+        (["--url", "ftp://x"], "http(s)://HOST:PORT"),
         (["--url", "http://x"], "--queries"),
         (["--url", "http://x", "--predict"], "grpc://HOST:PORT"),
         (["--url", "grpc://x", "--predict"], "--level-topn"),

@@ -21,6 +21,7 @@ COMMANDS = [
     "serve",
     "query",
     "benchmark",
+    "compare",
     "pipeline",
     "demo",
 ]
@@ -81,7 +82,7 @@ def test_an_unknown_setting_of_the_environment_is_wrong_usage(
         (["export", "--run", ".", "--repository", "repository"], "nann index"),
         (["query", "--url", "http://127.0.0.1:9", "--user", "1"], "nann serve"),
         (["query", "--url", "grpc://127.0.0.1:9", "--history", "1,2"], "unavailable"),
-        (["query", "--url", "localhost:8501", "--user", "1"], "grpc://HOST:PORT"),
+        (["query", "--url", "localhost:8501", "--user", "1"], "grpc(s)://HOST:PORT"),
     ],
 )
 def test_a_failure_is_1_and_one_line_that_says_what_to_do(

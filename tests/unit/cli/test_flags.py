@@ -12,11 +12,13 @@ import pytest
 
 import nann.offline.train as train_module
 from nann.cli.artifact import GRAPH_FLAGS, graph_options
+from nann.cli.distill import DISTILL_FLAGS
 from nann.cli.evaluate import EVALUATE_FLAGS
 from nann.cli.parameters import Flag, settings_flags, with_flags
 from nann.cli.serve import serve_command
 from nann.cli.train import TRAIN_FLAGS
 from nann.offline.build_index import GraphOptions
+from nann.offline.distill import DistillOptions
 from nann.offline.evaluate import EvaluateOptions
 from nann.service.settings import Settings
 
@@ -38,6 +40,11 @@ def test_index_has_a_flag_for_every_field() -> None:
 
 def test_evaluate_has_a_flag_for_every_field() -> None:
     assert {flag.name for flag in EVALUATE_FLAGS} | {"seed"} == set(_annotations(EvaluateOptions))
+
+
+def test_distill_has_a_flag_for_every_field() -> None:
+    written = {flag.name: flag.type.__name__ for flag in DISTILL_FLAGS}
+    assert written == _annotations(DistillOptions)
 
 
 def test_serve_has_a_flag_for_every_setting_and_says_where_else_it_comes_from() -> None:
@@ -81,7 +88,7 @@ def test_a_flag_that_is_given_reaches_the_settings(monkeypatch: pytest.MonkeyPat
 def test_a_preset_is_changed_by_the_flags_given_and_nothing_else() -> None:
     assert graph_options({}) == GraphOptions()
     nann = graph_options({"preset": "nann", "graph_seed": 3, "m": None})
-    assert nann == GraphOptions(m=32, ef_construction=40, space="l2", repair=False, seed=3)
+    assert nann == GraphOptions(m=32, ef_construction=40, space="l2", nearest=0, repair=False, seed=3)
 
 
 def test_flags_take_the_place_of_the_keyword_parameter() -> None:

@@ -24,8 +24,8 @@ def test_a_server_is_terminated_while_requests_wait(tmp_path: Path) -> None:
         50.0,
         seed=0,
     )
-    # Neither what was lost nor what ended unclean: on a busy machine gRPC cancels calls that it has not yet
-    # handed over (docs/reliability.md, "SIGTERM").
+    # Not what was lost: on a busy machine a call may take longer than the margin to be taken up.
+    assert result.unclean == 0
     assert result.in_flight > 0
     assert result.accepted > 0
     assert result.after

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-from nann.cli.reliability_free_engine import FreeEngine
+import pytest
+
+from nann.cli.reliability_free_engine import FreeEngine, free_server
 from nann.cli.reliability_overhead import OverheadResult, Series, measure_overheads
 from nann.cli.reliability_throughput import Rate, ThroughputResult, engine_qps, measure_ceiling
 from nann.engine.types import Query, SearchParams
@@ -22,6 +24,21 @@ def test_every_series_is_measured_over_the_no_op(tmp_path: Path) -> None:
     for transport in ("rest", "grpc"):
         assert found[transport, "no-op"].overhead_ms == 0
         assert found[transport, "free"].median_ms > 0
+
+
+def test_beside_an_engine_that_takes_time_a_no_op_waits_as_long(tmp_path: Path) -> None:
+    (tmp_path / "slow").mkdir()
+    with free_server(tmp_path / "slow", search_s=0.02) as engine:
+        result = measure_overheads(_USERS, tmp_path, engine=engine, rounds=1, block=3)
+    found = {(one.transport, one.name): one for one in result.series}
+    names = ("free", "engine", "no-op", "waiting")
+    assert set(found) == {(transport, name) for transport in ("rest", "grpc") for name in names}
+    for transport in ("rest", "grpc"):
+        noop_ms = found[transport, "no-op"].median_ms
+        for name in ("engine", "waiting"):  # the promise is over the plain one
+            one = found[transport, name]
+            assert one.overhead_ms == pytest.approx(one.median_ms - noop_ms)
+    assert "as long a wait as a search" in result.words()
 
 
 def test_each_transport_has_a_limit_of_its_own() -> None:

@@ -122,6 +122,19 @@ def test_a_user_without_items_is_known_with_an_empty_history(artifacts) -> None:
     assert len(Catalog(artifact).user_history(6)) == 2
 
 
+@pytest.mark.parametrize("item", [-1, 60, 2**31 - 1])
+@pytest.mark.parametrize("kind", ["int", "str"])
+def test_a_history_that_holds_no_item_is_refused_when_asked_for(artifacts, kind, item) -> None:
+    artifact = artifacts[kind]
+    items = np.array(artifact.history_items)
+    items[artifact.history_row_splits[1]] = item
+    catalog = Catalog(dataclasses.replace(artifact, history_items=items))
+    first, second = (user if isinstance(user, str) else int(user) for user in artifact.history_ids[:2])
+    assert catalog.user_history(first) is not None
+    with pytest.raises(ArtifactError, match=r"history_items\.npy: expected item indices from 0 to 59"):
+        catalog.user_history(second)
+
+
 def test_attributes_leave_nulls_and_the_id_out(ints) -> None:
     first, second = ints.attributes(np.array([0, 11], np.int32))
     assert first == {"title": "Item 0", "category": 0, "genres": ["c"]}  # year is null

@@ -26,6 +26,7 @@ def manifest(**files: int) -> Manifest:
         ({"arrays__item_state_query.npy": 50 * MIB, "arrays__item_embs.npy": 7 * MIB}, 50),
         ({"variables__variables.data-00000-of-00001": 30 * MIB}, 60),
         ({"arrays__items.parquet": 2 * MIB}, 16),
+        ({"arrays__gate_queries.npy": 11 * MIB, "arrays__gate_keys.npy": 11 * MIB}, 22),
     ],
 )
 def test_what_is_copied_counts_and_what_is_mapped_does_not(files: dict[str, int], more: int) -> None:

@@ -67,7 +67,7 @@ def _write(
     return directory
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_dataset() -> Callable[..., Path]:
     """Writes a data set of the given sizes into a directory and returns that directory."""
     return _write

@@ -16,6 +16,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
+from nann.engine.input_rows import InputRows
 from nann.offline.checkpoints import ModelNotTrainedError, load_model
 from nann.offline.data import rules
 from nann.offline.data.dataset import Dataset
@@ -82,6 +83,10 @@ def test_arrays_are_the_models(run: Path, tiny_data: Path) -> None:
         state = np.load(out / "arrays" / f"item_state_{name}.npy")
         assert state.dtype == np.float16
         np.testing.assert_allclose(state, tensor.numpy(), rtol=1e-3, atol=1e-3)
+    inputs = serving.inputs_of(index).numpy().astype(np.float16)
+    table = InputRows(*(np.load(out / "arrays" / f"input_row_{name}.npy") for name in ("hashes", "items")))
+    assert (table.hashes.dtype, table.items.dtype) == (np.uint64, np.int32)
+    assert table.recognise(inputs)[0].tolist() == index.numpy().tolist()
     start_points = np.load(out / "arrays" / "start_points.npy")
     assert start_points.dtype == np.int32
     assert (np.diff(dataset.item_weights[start_points]) <= 0).all()

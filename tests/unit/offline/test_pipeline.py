@@ -73,8 +73,9 @@ def test_everything_once_in_order_and_nothing_twice(steps: Steps, log: Path, tmp
         (PipelineOptions(prepare={"seed": 1}), ALL),
         (PipelineOptions(train={"epochs": 1}), ALL[1:]),
         (PipelineOptions(graph=GraphOptions(m=8)), ALL[3:]),
-        (PipelineOptions(evaluate={"n_tune": 1}), ALL[4:]),
-        (PipelineOptions(name="films"), ALL[5:]),
+        (PipelineOptions(distill={"steps": 1}), ALL[4:]),
+        (PipelineOptions(evaluate={"n_tune": 1}), ALL[5:]),
+        (PipelineOptions(name="films"), ALL[6:]),
     ],
 )
 def test_a_changed_option_repeats_its_step_and_those_after_it(
@@ -100,6 +101,14 @@ def test_a_lost_output_is_made_again(steps: Steps, log: Path, tmp_path: Path) ->
     (tmp_path / "run" / "report.md").unlink()
     run_pipeline(log, tmp_path / "run")
     assert steps.ran == ["evaluate"]
+
+
+def test_lost_tables_are_learnt_again_and_the_index_is_kept(steps: Steps, log: Path, tmp_path: Path) -> None:
+    run_pipeline(log, tmp_path / "run")
+    steps.ran.clear()
+    (tmp_path / "run" / "index" / "arrays" / "gate_keys.npy").unlink()
+    run_pipeline(log, tmp_path / "run")
+    assert steps.ran == ["distill"]
 
 
 def test_a_failed_step_is_tried_again_and_training_keeps_its_checkpoints(

@@ -4,9 +4,11 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from fake_engine import ManualTime
 
 from nann.service.access import Access, Role, bearer_key, open_access, read_api_keys
 from nann.service.errors import PermissionDenied, Unauthenticated
+from nann.service.metrics import Metrics
 from nann.service.settings import Settings, SettingsError
 
 KEY = "q0gJ5mYt0bVf0mC2m1XbqC0m"
@@ -72,7 +74,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_without_a_file_everyone_may_do_everything(tmp_path: Path) -> None:
-    assert open_access(Settings(repository=tmp_path)).is_open
+    assert open_access(Settings(repository=tmp_path), Metrics()).is_open
 
 
 @pytest.mark.parametrize(
@@ -93,11 +95,32 @@ def test_where_the_key_is_looked_for(
     assert bearer_key(authorization, api_key) == found
 
 
+def test_keys_are_exchanged_without_a_restart(tmp_path: Path) -> None:
+    path = keys_file(tmp_path, f"shop read {KEY}\n")
+    metrics, time = Metrics(), ManualTime()
+    settings = Settings(repository=tmp_path, api_keys_file=path)
+    access = open_access(settings, metrics, clock=lambda: time.now_s)
+    assert access.allow(KEY, Role.READ) == "shop"
+    keys_file(tmp_path, f"shop write {OTHER}\n")
+    time.advance(1.0)
+    assert access.allow(OTHER, Role.WRITE) == "shop"
+    with pytest.raises(Unauthenticated):
+        access.allow(KEY, Role.READ)
+    for wrong in ("", f"shop reads {KEY}\n"):  # an empty file must not open the server
+        keys_file(tmp_path, wrong)
+        time.advance(1.0)
+        with pytest.raises(Unauthenticated):
+            access.allow(None, Role.READ)
+        assert access.allow(OTHER, Role.WRITE) == "shop"
+        assert metrics.registry.get_sample_value("nann_file_refused", {"file": "api_keys"}) == 1
+    assert not access.is_open
+
+
 def test_nothing_shows_a_key(tmp_path: Path) -> None:
     path = keys_file(tmp_path, f"shop read {KEY}\n")
     settings = Settings(repository=tmp_path, api_keys_file=path)
     digest = hashlib.sha256(KEY.encode())
-    shown = f"{settings!r} {settings.printable()} {open_access(settings)!r}"
+    shown = f"{settings!r} {settings.printable()} {open_access(settings, Metrics())!r}"
     assert "shop" in shown
     for secret in (KEY, digest.hexdigest(), repr(digest.digest())):
         assert secret not in shown

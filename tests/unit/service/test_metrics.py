@@ -21,6 +21,8 @@ CONTRACT = {
 }
 # Beyond the contract: readiness says nothing while one device of several is lost.
 MORE = {
+    "nann_connections_refused_total",
+    "nann_file_refused",
     "nann_lanes_doubted",
     "nann_model_load_failures_total",
     "nann_model_measured_recall",

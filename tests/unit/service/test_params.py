@@ -15,6 +15,7 @@ PROFILES = {
     "fast": SearchParams(ef=100, beam_width=16, max_steps=20),
     "exact": SearchParams(policy="exhaustive"),
     "nann": SearchParams(policy="level", level_topn=TOPN),
+    "evaluated": SearchParams(policy="level_pruned", level_ef=(5, 10, 20), level_steps=2),
 }
 SETTINGS = Settings(repository="r", max_ef=2000, max_beam_width=512, max_steps_limit=100)
 
@@ -42,6 +43,11 @@ def test_level_topn_alone_means_level_and_keeps_nothing_of_another_policy() -> N
     assert resolve(ParamOverrides(policy="level"), "nann") == expected
 
 
+def test_level_pruned_has_nanns_parameters_or_those_of_a_profile() -> None:
+    assert resolve(ParamOverrides(policy="level_pruned")) == SearchParams(policy="level_pruned")
+    assert resolve(ParamOverrides(policy="level_pruned"), "evaluated") == PROFILES["evaluated"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "profile", "message"),
     [
@@ -51,6 +57,7 @@ def test_level_topn_alone_means_level_and_keeps_nothing_of_another_policy() -> N
         (ParamOverrides(policy="best_first", level_topn=TOPN), None, "level_topn means nothing"),
         (ParamOverrides(ef=10), "exact", "means nothing to the policy 'exhaustive'"),
         (ParamOverrides(policy="level"), None, "needs params.level_topn"),
+        (ParamOverrides(policy="level_pruned", ef=9), None, "params.ef means nothing"),
         (ParamOverrides(ef=0), None, "ef must be between 1 and 2000"),
         (ParamOverrides(ef=2001), None, "ef must be between 1 and 2000"),
         (ParamOverrides(beam_width=513), None, "beam_width must be between 1 and 512"),

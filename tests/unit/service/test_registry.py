@@ -3,11 +3,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_engine import PATIENCE_S, FakeEngine, ManualTime, settle
+from structlog.testing import capture_logs
 
 from nann.engine.artifacts import FORMAT_VERSION, Manifest, write_manifest
 from nann.engine.errors import (
@@ -581,6 +583,119 @@ async def test_a_reload_tells_what_did_not_load(tmp_path: Path) -> None:
         await registry.reload([ModelConfig("nann", tmp_path / "nann")])
     assert registry.served().version == 1
     await registry.close()
+
+
+# The model config file, read again
+
+
+def config_text(**base_paths: str) -> str:
+    models = "".join(f'config {{ name: "{name}" base_path: "{path}" }} ' for name, path in base_paths.items())
+    return f"model_config_list {{ {models} }}"
+
+
+async def test_a_model_config_file_is_followed(tmp_path: Path) -> None:
+    make_repository(tmp_path, a=["1"], b=["1"])
+    file = tmp_path / "models.config"
+    file.write_text(config_text(a="a"), encoding="utf-8")
+    loader = Loader()
+    registry = make(tmp_path, loader, model_config_file=file, model_config_poll_interval_s=5)
+    await registry.load()
+    ticks = Ticks()
+    reading = asyncio.create_task(registry.keep_reading_config(sleep=ticks.sleep))
+    await ticks.look()
+    assert set(loader.engines) == {"a/1"}
+    refused = partial(sample, registry, "nann_file_refused", file="model_config")
+    assert refused() == 0
+    file.write_text(config_text(a="a", b="b"), encoding="utf-8")
+    await ticks.look()
+    assert registry.models() == ("a", "b")
+    with capture_logs() as lines:
+        for wrong in (
+            "model_config_list { config { naem: 1 } }",
+            config_text(b="b", c="c"),
+            config_text(b="a"),
+        ):
+            file.write_text(wrong, encoding="utf-8")
+            await ticks.look()
+            await ticks.look()
+            assert registry.models() == ("a", "b")
+            assert refused() == 1
+    assert [line["log_level"] for line in lines] == ["error"] * 3
+    file.unlink()
+    await ticks.look()
+    assert registry.served("b").version == 1
+    file.write_text(config_text(b="b", c="c"), encoding="utf-8")
+    make_repository(tmp_path, c=["4"])  # what it names has come
+    await ticks.look()
+    assert set(registry.models()) == {"b", "c"}
+    assert refused() == 0
+    assert set(ticks.pauses) == {5}
+    reading.cancel()
+    await registry.close()
+
+
+async def test_an_unchanged_model_config_file_leaves_a_reload_alone(tmp_path: Path) -> None:
+    make_repository(tmp_path, a=["1"], b=["1"])
+    file = tmp_path / "models.config"
+    file.write_text(config_text(a="a"), encoding="utf-8")
+    registry = make(tmp_path, Loader(), model_config_file=file, model_config_poll_interval_s=5)
+    await registry.load()
+    await registry.reload([ModelConfig("b", tmp_path / "b")])
+    ticks = Ticks()
+    reading = asyncio.create_task(registry.keep_reading_config(sleep=ticks.sleep))
+    await ticks.look()
+    assert registry.models() == ("b",)
+    file.write_text(config_text(a="a") + "  # with a word more", encoding="utf-8")
+    await ticks.look()
+    assert registry.models() == ("b",)
+    reading.cancel()
+    await registry.close()
+
+
+async def test_a_model_config_file_may_name_directories_anywhere_and_so_may_reloads_then(
+    tmp_path: Path,
+) -> None:
+    make_repository(tmp_path / "first", a=["1"])
+    elsewhere = make_repository(tmp_path / "second", b=["1"], d=["1"])
+    file = tmp_path / "first" / "models.config"
+    file.write_text(config_text(a="a"), encoding="utf-8")
+    registry = make(tmp_path / "first", Loader(), model_config_file=file, model_config_poll_interval_s=5)
+    await registry.load()
+    with pytest.raises(PermissionDenied):
+        await registry.reload([ModelConfig("d", elsewhere / "d")])
+    ticks = Ticks()
+    reading = asyncio.create_task(registry.keep_reading_config(sleep=ticks.sleep))
+    file.write_text(config_text(b=str(elsewhere / "b")), encoding="utf-8")
+    await ticks.look()
+    assert registry.models() == ("b",)
+    await registry.reload([ModelConfig("d", elsewhere / "d")])
+    assert registry.models() == ("d",)
+    reading.cancel()
+    await registry.close()
+
+
+async def test_what_a_new_model_config_file_names_and_does_not_load_is_told(tmp_path: Path) -> None:
+    make_repository(tmp_path, a=["1"], b=["1"])
+    file = tmp_path / "models.config"
+    file.write_text(config_text(a="a"), encoding="utf-8")
+    registry = make(tmp_path, Broken("b/1"), model_config_file=file, model_config_poll_interval_s=5)
+    await registry.load()
+    ticks = Ticks()
+    reading = asyncio.create_task(registry.keep_reading_config(sleep=ticks.sleep))
+    file.write_text(config_text(a="a", b="b"), encoding="utf-8")
+    with capture_logs() as lines:
+        await ticks.look()
+    assert "not all of the model config file is served" in [line["event"] for line in lines]
+    assert registry.status("b")[0].state == "END"
+    assert registry.served("a").version == 1
+    assert sample(registry, "nann_file_refused", file="model_config") == 0
+    reading.cancel()
+    await registry.close()
+
+
+def test_a_pause_between_looks_needs_a_file_to_look_at(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="needs model_config_file"):
+        Settings(repository=tmp_path, model_config_poll_interval_s=5)
 
 
 # Who asks, and the end

@@ -7,6 +7,7 @@ import pytest
 from certificates import Authority
 from structlog.testing import capture_logs
 
+from nann.service.metrics import Metrics
 from nann.service.settings import Settings, SettingsError, load_settings
 from nann.service.tls import Tls, open_tls
 
@@ -17,7 +18,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 def test_none_is_asked_for(tmp_path: Path) -> None:
-    assert open_tls(Settings(repository=tmp_path)) is None
+    assert open_tls(Settings(repository=tmp_path), Metrics()) is None
 
 
 @pytest.mark.parametrize("given", ["tls_cert_file", "tls_key_file", "tls_client_ca_file"])
@@ -32,10 +33,10 @@ def test_files_that_cannot_be_used(tmp_path: Path, authority: Authority) -> None
     words.write_text("no certificate", encoding="utf-8")
     for cert, key in ((tmp_path / "none", good.key), (words, good.key), (good.cert, other.key)):
         with pytest.raises(SettingsError, match="--tls-cert-file"):
-            Tls(cert, key, None)
+            Tls(cert, key, None, Metrics())
     for ca in (tmp_path / "none", words):
         with pytest.raises(SettingsError, match="--tls-client-ca-file"):
-            Tls(good.cert, good.key, ca)
+            Tls(good.cert, good.key, ca, Metrics())
 
 
 def test_an_encrypted_key_asks_nobody_for_a_password(tmp_path: Path, authority: Authority) -> None:
@@ -44,13 +45,14 @@ def test_an_encrypted_key_asks_nobody_for_a_password(tmp_path: Path, authority: 
     command = ["openssl", "pkey", "-in", good.key, "-aes128", "-passout", "pass:words", "-out", encrypted]
     subprocess.run(command, check=True, capture_output=True)
     with pytest.raises(SettingsError, match="encrypted"):
-        Tls(good.cert, encrypted, None)
+        Tls(good.cert, encrypted, None, Metrics())
 
 
 def test_a_new_certificate_is_read_once_and_a_bad_one_is_not_used(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     files = authority.issue("server")
-    tls = Tls(files.cert, files.key, None)
+    metrics = Metrics()
+    tls = Tls(files.cert, files.key, None, metrics)
     first = tls.pem
     tls.refresh()
     assert tls.pem is first
@@ -64,3 +66,4 @@ def test_a_new_certificate_is_read_once_and_a_bad_one_is_not_used(tmp_path: Path
         tls.refresh()
     assert tls.pem is second
     assert [line["log_level"] for line in lines] == ["error"]
+    assert metrics.registry.get_sample_value("nann_file_refused", {"file": "certificate"}) == 1

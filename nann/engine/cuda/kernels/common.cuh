@@ -29,6 +29,11 @@ __device__ inline Key make_key(unsigned bits, int item) {
   return (Key)~up << 32 | (unsigned)item << 1;
 }
 
+__device__ inline float score_of(Key key) {
+  unsigned const up = ~(unsigned)(key >> 32);
+  return __uint_as_float(up >> 31 ? up ^ 0x80000000u : ~up);
+}
+
 __device__ inline int item_of(Key key) { return (int)((unsigned)key >> 1); }
 
 __device__ inline int ceil_div(int a, int b) { return (a + b - 1) / b; }

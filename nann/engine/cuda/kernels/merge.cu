@@ -3,6 +3,7 @@
 //     pool[b] = sort(concatenate([pool[b], sort(key)[:keep]]))[:capacity]
 //     if forget: pool[b] &= ~1;  visited[b] = False (done before);  visited[b, item_of(pool[b])] = True
 //     chosen = flatnonzero(pool[b] & 1 == 0)[:width];  frontier[b] = item_of(pool[b, chosen]);  pool[b, chosen] |= 1
+//     frontier_score[b] = score_of(pool[b, chosen])
 // and, where filtered[b], a second pool of the keys whose item is in admissible[b], with nothing but its size to say.
 //
 //   score j of query b is scores[(tile_start ? tile_start[b] : b) * score_stride + j]; its item is
@@ -65,8 +66,8 @@ extern "C" __global__ void __launch_bounds__(MERGE_BLOCK)
           const long long* item_start, long long item_stride, int first_item, const int* count, int all_count,
           const unsigned long long* old_pools, int old_capacity, unsigned long long* new_pools, int capacity, int keep,
           int* sizes, const int* filtered, const unsigned* admissible, unsigned* visited, long long words, int forget,
-          int* frontier, int* frontier_count, int width, unsigned long long* nonfinite, unsigned long long* spill,
-          int room) {
+          int* frontier, float* frontier_score, int* frontier_count, int width, unsigned long long* nonfinite,
+          unsigned long long* spill, int room) {
   DYNAMIC_SHARED(shared);
   int* const scratch = (int*)shared;
   Key* const piece = (Key*)(scratch + SCRATCH_INTS);
@@ -131,6 +132,7 @@ extern "C" __global__ void __launch_bounds__(MERGE_BLOCK)
     int const place = chosen + rank_in_block(open, scratch, &opened);
     if (open && place < width) {
       frontier[(long long)b * width + place] = item_of(pool[i]);
+      frontier_score[(long long)b * width + place] = score_of(pool[i]);
       pool[i] |= 1;
     }
     chosen += opened;

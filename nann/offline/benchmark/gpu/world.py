@@ -79,6 +79,11 @@ class World:
         return self.corpus.embeddings
 
     @property
+    def gate(self) -> None:
+        """Nothing was distilled from weights that were never trained."""
+        return None
+
+    @property
     def neighbors(self) -> tuple[Int32[np.ndarray, "N degree"], ...]:
         return self.graph.neighbors
 

@@ -158,7 +158,7 @@ def test_a_sequence_of_merges_and_selections_equals_the_reference(data, batch, f
         )  # fmt: skip
         width = data.draw(st.integers(0, 4))
         frontier, count = np.empty((batch, width), np.int32), np.empty(batch, np.int32)
-        kernels.select(keys, expanded, size, width, frontier, count)
+        kernels.select(keys, expanded, size, width, frontier, np.empty(frontier.shape, np.float32), count)
         for b, pool in enumerate(pools):
             part = slice(splits[b], splits[b + 1])
             mask = allowed[part].tolist() if filtered and flat.size else None

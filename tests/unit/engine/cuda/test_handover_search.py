@@ -238,7 +238,7 @@ def gathering_beside(*, edge: bool) -> Callable[[Any], None]:
     def change(patch: Any) -> None:
         import cupy
 
-        from nann.engine.cuda.modules import Launches
+        from nann.engine.cuda.launches import Launches
 
         gather = Launches.gather
         planned: dict[Any, Any] = {}

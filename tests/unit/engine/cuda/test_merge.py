@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from cuda_kernels import REAL, SMALL, Device, bitmaps, items_of, keys_of, program, sets
 
-from nann.engine.cuda.modules import BlockSizes, Launches, Modules
+from nann.engine.cuda.beam import unpack
+from nann.engine.cuda.launches import Launches
+from nann.engine.cuda.modules import BlockSizes, Modules
 
 I32, I64, U64 = np.int32, np.int64, np.uint64
 NO_LIMIT = 2**31 - 1
@@ -24,6 +26,7 @@ class Query:
     pool: np.ndarray = field(default_factory=lambda: np.empty(0, U64))
     answer: np.ndarray = field(default_factory=lambda: np.empty(0, U64))
     frontier: list[int] = field(default_factory=list)
+    frontier_score: list[float] = field(default_factory=list)
     nonfinite: int = 0
 
     def merge(self, items, scores, *, keep: int, capacity: int, width: int, forget: bool) -> None:
@@ -39,6 +42,7 @@ class Query:
             self.visited = set(items_of(self.pool).tolist())
         chosen = np.flatnonzero(self.pool & U64(1) == 0)[:width]
         self.frontier = items_of(self.pool[chosen]).tolist()
+        self.frontier_score = unpack(self.pool[chosen])[1].tolist()
         self.pool[chosen] |= U64(1)
 
 
@@ -86,6 +90,7 @@ class Lane:
         new = np.zeros((self.n_pools, batch, capacity), U64)
         spill = np.zeros((self.n_pools, batch, room) if room > self.sizes.sort_piece else 1, U64)
         frontier = np.full((batch, max(width, 1)), -5, I32)
+        frontier_score = np.full((batch, max(width, 1)), np.nan, np.float32)
         frontier_count = np.full(batch, -5, I32)
         with Device() as device:
             device.run(
@@ -95,7 +100,8 @@ class Lane:
                 [
                     *(*arguments, old, I32(self.pools.shape[2]), new, I32(capacity), I32(keep)),
                     *(self.pool_sizes, self.filtered, self.admissible, self.visited, I64(self.words)),
-                    *(I32(forget), frontier, frontier_count, I32(width), self.nonfinite, spill, I32(room)),
+                    *(I32(forget), frontier, frontier_score, frontier_count, I32(width)),
+                    *(self.nonfinite, spill, I32(room)),
                 ],
                 shared_bytes=256 + 8 * min(room, self.sizes.sort_piece),
                 seed=seed,
@@ -105,6 +111,7 @@ class Lane:
             items = np.arange(rows.start, rows.stop) if isinstance(rows, range) else rows[b]
             query.merge(items, scores[b], keep=keep, capacity=capacity, width=width, forget=forget)
             assert frontier[b, : frontier_count[b]].tolist() == query.frontier
+            assert frontier_score[b, : frontier_count[b]].tolist() == query.frontier_score
         self.check()
 
     def _layout(self, rows, scores, counts, longest: int, layout: str) -> list:

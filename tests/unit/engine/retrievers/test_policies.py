@@ -1,4 +1,4 @@
-"""The stages of both frontier policies."""
+"""The stages of the frontier policies."""
 
 from __future__ import annotations
 
@@ -23,3 +23,18 @@ def test_level_has_the_five_stages_of_nanns_served_search() -> None:
         Stage(keep=4, capacity=9, width=4, level=0),
         Stage(keep=5, capacity=14, width=5, level=0),
     ]
+
+
+def test_level_pruned_expands_all_of_its_pool_that_is_new() -> None:
+    found = list(stages(SearchParams(policy="level_pruned", level_ef=(4, 5, 6), level_steps=2)))
+    assert found == [
+        Stage(keep=NO_LIMIT, capacity=4, width=4, level=1, forget=True),
+        Stage(keep=NO_LIMIT, capacity=5, width=5, level=0, forget=True),
+        Stage(keep=NO_LIMIT, capacity=6, width=6, level=0),
+        Stage(keep=NO_LIMIT, capacity=6, width=6, level=0),
+    ]
+
+
+def test_level_pruned_is_by_default_what_nann_evaluates() -> None:
+    found = list(stages(SearchParams(policy="level_pruned")))
+    assert [(stage.capacity, stage.level) for stage in found] == [(100, 1), (200, 0), *[(400, 0)] * 3]

@@ -20,6 +20,8 @@ PARAMS: dict[str, Any] = {
     "ef": 7,
     "beam_width": 8,
     "max_steps": 9,
+    "gate_width": 10,
+    "gate_margin": 0.5,
     "level_topn": (1, 2, 3, 4, 5, 6),
 }
 REQUEST: dict[str, Any] = {

@@ -1,0 +1,55 @@
+"""``nann compare``: which corpora it takes, and what it says of those it cannot have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nann.cli.main import run
+from nann.offline.benchmark.compare import recipes
+from nann.offline.benchmark.compare.contender import Skipped
+from nann.offline.benchmark.compare.recipes import RECIPES, made_run
+from nann.offline.progress import Progress
+
+
+def test_an_unknown_corpus_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["compare", "--corpus", "moon", "--work", str(tmp_path)]) == 2
+    assert "brunch-small" in capsys.readouterr().err
+
+
+def test_a_corpus_without_clicks_is_left_out_with_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--corpus", "ml-1m", "--work", str(tmp_path / "work"), "--data", str(tmp_path)]
+    assert run(["compare", *arguments]) == 0
+    out = capsys.readouterr()
+    assert "ml-1m is left out: its clicks are not there" in out.err
+    assert "nothing was compared" in out.out
+
+
+def test_the_synthetic_catalogue_needs_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    class Made:
+        version_dir = tmp_path / "version"
+
+    def pipeline(clicks: Path, run_dir: Path, **options: Any) -> Made:
+        asked.update(clicks=clicks, run_dir=run_dir, **options)
+        return Made()
+
+    monkeypatch.setattr(recipes, "run_pipeline", pipeline)
+    monkeypatch.setattr(recipes, "_synthetic", lambda directory, progress: directory / "UserBehavior.csv")
+    found = made_run("synthetic", tmp_path / "none", tmp_path / "w" / "run", Progress(silent=True))
+    assert found == Made.version_dir
+    assert asked["clicks"] == tmp_path / "w" / "catalogue" / "UserBehavior.csv"
+    assert asked["options"].train == RECIPES["synthetic"].training
+
+
+def test_every_other_recipe_names_its_clicks(tmp_path: Path) -> None:
+    for name, recipe in RECIPES.items():
+        if recipe.clicks is not None:
+            found = made_run(name, tmp_path, tmp_path / "run", Progress(silent=True))
+            assert isinstance(found, Skipped)
+            assert recipe.clicks in found.reason
