@@ -16,6 +16,7 @@ import typer
 
 from nann.cli.output import JsonOption, emit
 from nann.cli.reliability_drain import drain_command
+from nann.cli.reliability_equal_answers import equal_answers_command
 from nann.cli.reliability_overhead import overhead_command
 from nann.cli.reliability_overload import overload_command
 from nann.cli.reliability_soak import soak_command
@@ -197,6 +198,7 @@ app.command("overhead")(overhead_command)
 app.command("throughput")(throughput_command)
 app.command("ceiling")(ceiling_command)
 app.command("soak")(soak_command)
+app.command("equal-answers")(equal_answers_command)
 
 
 if __name__ == "__main__":

@@ -10,20 +10,30 @@ from cuda_kernels import SMALL
 
 from nann.engine.backend import Admission
 from nann.engine.cpu.backend import CpuBackend
+from nann.engine.cuda.modules import BlockSizes
+from nann.engine.gate import Gate
 from nann.engine.scoring.buckets import BucketGrid
 
-__all__ = ["BATCH", "GRID", "CudaWorld", "random_admissions"]
+__all__ = ["BATCH", "GRID", "CudaWorld", "random_admissions", "random_gates"]
 
 BATCH = 4
 GRID = BucketGrid(max_batch=BATCH, max_rows=512, wide=False)
 NO_LIMIT = 2**31 - 1
+GATE_DIM = 5
 
 
 class CudaWorld:
     """Tables, one lane, and scores by (user, item) in place of a model. Needs the `fake_cupy` fixture."""
 
     def __init__(
-        self, seed: int = 0, *, grid: BucketGrid = GRID, num_items: int = 150, limits: Any = None
+        self,
+        seed: int = 0,
+        *,
+        grid: BucketGrid = GRID,
+        num_items: int = 150,
+        limits: Any = None,
+        gate_dim: int = GATE_DIM,
+        sizes: BlockSizes = SMALL,
     ) -> None:
         from nann.engine.cuda.tables import DeviceTables
 
@@ -37,12 +47,14 @@ class CudaWorld:
         }
         self.item_vectors = self.rng.integers(-2, 3, (num_items, 5)).astype(np.float32)
         self.scores = self.rng.integers(-9, 9, (BATCH, num_items)).astype(np.float32)
+        self.gate_queries = self.rng.normal(size=(num_items, 1 + gate_dim + 2)).astype(np.float16)
         self.tables = DeviceTables.load(
             neighbors=self.neighbors,
             item_state=self.item_state,
             item_vectors=self.item_vectors,
+            gate_queries=self.gate_queries,
             padding_rows=grid.crossed_rows or 0,
-            sizes=SMALL,
+            sizes=sizes,
         )
         self.lane = self.open_lane(limits)
 
@@ -68,6 +80,7 @@ class CudaWorld:
             max_batch=BATCH,
             max_pairs=self.grid.max_rows,
             item_vectors=self.item_vectors,
+            gate_queries=self.gate_queries.astype(np.float32),
         )
 
     def score(self, backend: Any, candidates: Any) -> int:
@@ -94,17 +107,19 @@ class CudaWorld:
         *,
         forgets: Sequence[int] = (),
         k: int = 10,
+        gates: Sequence[Gate | None] | None = None,
+        admit: int = 0,
         **stage: Any,
     ) -> list[Any]:
-        """A beam search by its primitives: answers, scored items by step, non-finite scores, unvisited."""
+        """A beam search by its primitives: answers, scored items by step, what was counted, unvisited."""
         batch = len(admissions)
         stage = {"keep": NO_LIMIT, "capacity": 40, "width": 6, **stage}
-        beam = backend.begin(batch, with_answer=admissions)
+        beam = backend.begin(batch, with_answer=admissions, gates=gates)
         candidates = backend.seed(beam, [np.arange(b, 60, 7, dtype=np.int32) for b in range(batch)])
         for step in range(5):
             self.score(backend, candidates)
             backend.merge_beam(beam, candidates, forget=step in forgets, **stage)
-            candidates = backend.expand(beam, int(step == 0))
+            candidates = backend.expand(beam, int(step == 0), admit=admit)
             if candidates is None:
                 break
         answers = [
@@ -112,7 +127,8 @@ class CudaWorld:
             for items, scores in backend.to_host(beam, [k + b for b in range(batch)])
         ]
         unvisited = [backend.unvisited(beam, b).tolist() for b in range(batch)]
-        return [answers, beam.scored_per_step.tolist(), beam.nonfinite.tolist(), unvisited]
+        counted = [beam.nonfinite.tolist(), beam.estimated.tolist()]
+        return [answers, beam.scored_per_step.tolist(), counted, unvisited]
 
 
 def on_device(array: np.ndarray, stream: Any) -> Any:
@@ -133,3 +149,20 @@ def random_admissions(rng: np.random.Generator, batch: int, num_items: int = 150
         excluded = np.unique(rng.integers(0, num_items, 12)).astype(np.int32)
         rules.append(None if b % 3 == 2 else Admission(mask, excluded, 1))
     return rules
+
+
+def random_gates(rng: np.random.Generator, batch: int, dim: int = GATE_DIM) -> list[Gate | None]:
+    """Gates of histories of every length; every third query has none."""
+    gates: list[Gate | None] = []
+    for b in range(batch):
+        known = int(rng.integers(1, 20))
+        gate = Gate(
+            bias=rng.normal(size=known).astype(np.float32),
+            keys=rng.normal(size=(known, dim)).astype(np.float32),
+            context=rng.normal(size=2).astype(np.float32),
+            rank=int(rng.integers(1, 15)),
+            margin=float(rng.uniform(0, 3)),
+            residual_weight=0.75,
+        )
+        gates.append(None if b % 3 == 2 else gate)
+    return gates

@@ -1,4 +1,4 @@
-"""The gate's tables: learnt from training users alone, near the scores, whole in the artifact or not at all."""
+"""The tables of the gate: learnt from training users alone, near the scores, whole in the artifact or not."""
 
 from __future__ import annotations
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cuda_kernels import SMALL
+from cuda_kernels import REAL, SMALL
 from cuda_shim.fixtures import FakeCupy
-from cuda_world import BATCH, GRID, NO_LIMIT, CudaWorld, on_device, random_admissions
+from cuda_world import BATCH, GRID, NO_LIMIT, CudaWorld, on_device, random_admissions, random_gates
 
 from nann.engine.backend import Admission, Tiles
 from nann.engine.scoring.buckets import BucketGrid, Shape
@@ -33,6 +33,18 @@ def test_searches_are_those_of_the_cpu(fake_cupy: FakeCupy, batch: int, stage: d
     world.scores[0, ::11] = np.nan
     for admissions in ([None] * batch, random_admissions(world.rng, batch)):
         assert world.walk(world.lane, admissions, **stage) == world.walk(world.cpu(), admissions, **stage)
+
+
+@pytest.mark.parametrize("fake_cupy", range(4), indirect=True)
+@pytest.mark.parametrize("admit", [1, 6, 40])
+def test_gated_searches_are_those_of_the_cpu(fake_cupy: FakeCupy, admit: int) -> None:
+    world = CudaWorld(admit)
+    for stage in STAGES:
+        for admissions in ([None] * BATCH, random_admissions(world.rng, BATCH)):
+            gated = {"gates": random_gates(world.rng, BATCH), "admit": admit, **stage}
+            found = world.walk(world.lane, admissions, **gated)
+            assert found == world.walk(world.cpu(), admissions, **gated)
+    assert fake_cupy.count("launch choose") > 4
 
 
 @pytest.mark.parametrize("fake_cupy", range(3), indirect=True)
@@ -194,13 +206,54 @@ def test_a_step_is_three_launches_and_one_transfer_to_the_host(fake_cupy: FakeCu
     assert fake_cupy.count("copies") == copies + 2  # counters and keys
 
 
+def test_a_gated_step_is_one_launch_more(fake_cupy: FakeCupy) -> None:
+    world = CudaWorld()
+    copies = fake_cupy.count("copies")
+    beam = world.lane.begin(2, with_answer=[None, None], gates=random_gates(world.rng, 2))
+    assert fake_cupy.count("copies") - copies == 1  # the gates
+    candidates = world.lane.seed(beam, [np.arange(9, dtype=I32)] * 2)
+    for step in range(3):
+        before = world.lane.launches
+        (tiles,) = world.lane.gather(candidates, GRID)
+        scores = on_device(np.zeros((tiles.shape.tiles, 32), np.float32), world.lane.stream)
+        copies = fake_cupy.count("copies")
+        world.lane.take_scores(candidates, tiles, scores)
+        world.lane.merge_beam(beam, candidates, keep=NO_LIMIT, capacity=30, width=4, forget=False)
+        candidates = world.lane.expand(beam, 0, admit=9)
+        assert world.lane.launches - before == 4, step
+        assert fake_cupy.count("copies") == copies
+    world.lane.to_host(beam, [5, 5])
+    assert beam.estimated.min() > 0
+    assert fake_cupy.count("copies") == copies + 2  # counters and keys
+
+
+def test_what_a_gate_counts_is_read_when_it_is_asked_for(fake_cupy: FakeCupy) -> None:
+    world = CudaWorld()
+    beam = world.lane.begin(1, with_answer=[None], gates=random_gates(world.rng, 1))
+    candidates = world.lane.seed(beam, [np.arange(30, dtype=I32)])
+    for _ in range(3):
+        world.score(world.lane, candidates)
+        before = beam.estimated[0]
+        world.lane.merge_beam(beam, candidates, keep=NO_LIMIT, capacity=30, width=4, forget=False)
+        assert beam.estimated[0] == before
+        candidates = world.lane.expand(beam, 0, admit=9)
+        assert beam.estimated[0] > before
+
+
+def test_a_gate_too_wide_for_a_whole_block_takes_smaller_ones(fake_cupy: FakeCupy) -> None:
+    world = CudaWorld(gate_dim=70, sizes=REAL)
+    gates = random_gates(world.rng, BATCH, dim=70)
+    found = world.walk(world.lane, [None] * BATCH, gates=gates, admit=5)
+    assert found == world.walk(world.cpu(), [None] * BATCH, gates=gates, admit=5)
+
+
 def test_nothing_is_compiled_before_the_first_launch(fake_cupy: FakeCupy) -> None:
     world = CudaWorld()
     assert fake_cupy.count("compilations") == 0
     world.lane.seed(world.lane.begin(1, with_answer=[None]), [np.arange(3, dtype=I32)])
     files = fake_cupy.count("compilations")
     world.walk(world.open_lane(), [None])
-    assert fake_cupy.count("compilations") == files == 5
+    assert fake_cupy.count("compilations") == files == 7
 
 
 def test_what_does_not_belong_together_is_refused(fake_cupy: FakeCupy) -> None:

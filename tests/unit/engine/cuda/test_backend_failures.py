@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_shim.fixtures import FakeCupy
-from cuda_world import BATCH, CudaWorld, on_device, random_admissions
+from cuda_world import BATCH, CudaWorld, on_device, random_admissions, random_gates
 
 from nann.engine.errors import BackendError
 
@@ -25,6 +25,18 @@ def test_a_search_that_broke_off_anywhere_leaves_no_trace(fake_cupy: FakeCupy, s
         world.walk(world.lane, admissions)
     fake_cupy.reset()
     assert world.walk(world.lane, admissions) == wanted
+
+
+@pytest.mark.parametrize("skip", range(7))
+def test_a_gated_search_that_broke_off_anywhere_leaves_no_trace(fake_cupy: FakeCupy, skip: int) -> None:
+    world = CudaWorld()
+    gates = random_gates(world.rng, BATCH)
+    wanted = world.walk(world.lane, [None] * BATCH, gates=gates, admit=5)
+    fake_cupy.fail_launch(skip=skip, status=RESOURCES)
+    with pytest.raises(BackendError, match=r"launching (seed|estimate|choose|gather|merge): "):
+        world.walk(world.lane, [None] * BATCH, gates=gates, admit=5)
+    fake_cupy.reset()
+    assert world.walk(world.lane, [None] * BATCH, gates=gates, admit=5) == wanted
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -60,6 +72,10 @@ OPERATIONS: dict[str, Callable[[CudaWorld, Any, Any, Callable[[], None]], Any]] 
         fail(),
         w.lane.begin(2, with_answer=random_admissions(w.rng, 2)),
     ),
+    "begin gated": lambda w, _b, _c, fail: (
+        fail(),
+        w.lane.begin(2, with_answer=[None, None], gates=random_gates(w.rng, 2)),
+    ),
     "seed": lambda w, b, _c, fail: (fail(), w.lane.seed(b, [np.arange(3, dtype=np.int32)] * 2)),
     "nearest": lambda w, b, _c, fail: (fail(), w.lane.nearest(b, np.ones((2, 5), np.float32), 4)),
     "listed": lambda w, b, _c, fail: (fail(), w.lane.listed(b, [np.arange(3, dtype=np.int32)] * 2)),
@@ -73,6 +89,7 @@ OPERATIONS: dict[str, Callable[[CudaWorld, Any, Any, Callable[[], None]], Any]] 
     ),
     "unvisited": lambda w, b, _c, fail: (fail(), w.lane.unvisited(b, 0)),
     "to_host": lambda w, b, _c, fail: (fail(), w.lane.to_host(b, [3, 3])),
+    "estimated": lambda w, b, _c, fail: (fail(), b.estimated),
     "nonfinite": lambda w, b, _c, fail: (fail(), b.nonfinite),
 }
 

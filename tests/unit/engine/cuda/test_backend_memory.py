@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cuda_shim.fixtures import FakeCupy
-from cuda_world import BATCH, GRID, CudaWorld, on_device, random_admissions
+from cuda_world import BATCH, GRID, CudaWorld, on_device, random_admissions, random_gates
 
 from nann.engine.scoring.buckets import BucketGrid
 
@@ -33,6 +33,19 @@ def test_the_second_search_of_a_kind_takes_no_memory(fake_cupy: FakeCupy) -> Non
         world.lane.to_host(beam, [20] * BATCH)
     assert (fake_cupy.count("allocations"), fake_cupy.count("pinned allocations")) == before
     assert world.lane.n_growths == grown
+
+
+@pytest.mark.parametrize("fake_cupy", range(2), indirect=True)
+def test_gates_larger_than_the_lane_has_room_for_make_room(fake_cupy: FakeCupy) -> None:
+    from nann.engine.cuda.lane_memory import LaneLimits
+
+    world = CudaWorld(limits=LaneLimits(capacity=64, width=16, candidates=8, gate_bytes=16))
+    gates = random_gates(world.rng, BATCH)
+    for grown in (True, False):
+        before = world.lane.n_growths
+        found = world.walk(world.lane, [None] * BATCH, gates=gates, admit=5)
+        assert found == world.walk(world.cpu(), [None] * BATCH, gates=gates, admit=5)
+        assert (world.lane.n_growths > before) is grown
 
 
 @pytest.mark.parametrize("fake_cupy", range(4), indirect=True)
@@ -118,6 +131,6 @@ def test_the_plan_counts_what_a_lane_takes(fake_cupy: FakeCupy) -> None:
     before = pool.used_bytes()
     lane = world.open_lane(limits)
     taken = pool.used_bytes() - before
-    planned = sum(limits.plan(grid, 5000, world.item_state, scans=True).values())
+    planned = sum(limits.plan(grid, 5000, world.item_state, scans=True, gated=True).values())
     assert planned <= taken <= 1.02 * planned + 512 * 40  # the pool gives whole units of 512 bytes
     del lane

@@ -43,7 +43,8 @@ def test_tables_arrive_as_they_are_padded_with_zeros(
     monkeypatch.setattr(module, "_UPLOAD_BYTES", piece)
     vectors = np.random.default_rng(1).normal(size=(64, 3)).astype(np.float16)
     vectors[5] = 0
-    given, tables = load(padding_rows=5, item_vectors=vectors)
+    gate = np.random.default_rng(2).normal(size=(64, 7)).astype(np.float16)
+    given, tables = load(padding_rows=5, item_vectors=vectors, gate_queries=gate)
     for found, table in zip(tables.neighbors, given["neighbors"], strict=True):
         np.testing.assert_array_equal(on_host(fake_cupy, found), table)
     for name, table in given["item_state"].items():
@@ -55,7 +56,8 @@ def test_tables_arrive_as_they_are_padded_with_zeros(
     np.testing.assert_array_equal(on_host(fake_cupy, tables.item_vectors), vectors.astype(np.float32))
     norms = np.linalg.norm(vectors.astype(np.float32), axis=1)
     np.testing.assert_array_equal(on_host(fake_cupy, tables.norms), norms)
-    assert tables.nbytes == 4 * 64 * 20 + 69 * 20 + 4 * 64 * 4
+    np.testing.assert_array_equal(on_host(fake_cupy, tables.gate_queries), gate)
+    assert tables.nbytes == 4 * 64 * 20 + 69 * 20 + 4 * 64 * 4 + 2 * 64 * 7
 
 
 def test_tables_that_are_mapped_read_only_are_read(fake_cupy: FakeCupy, tmp_path: Any) -> None:
@@ -67,18 +69,19 @@ def test_tables_that_are_mapped_read_only_are_read(fake_cupy: FakeCupy, tmp_path
 
 PARTS = (
     r"graph level 0 4\.00 KiB, graph level 1 1\.00 KiB, item tensor vector 1\.00 KiB, "
-    r"item tensor bias 256 bytes, 2 x tiles 2\.00 KiB, reserved for XLA 3\.00 KiB"
+    r"item tensor bias 256 bytes, gate 1\.00 KiB, 2 x tiles 2\.00 KiB, reserved for XLA 3\.00 KiB"
 )
 
 
 def test_what_does_not_fit_is_named_part_by_part_before_anything_is_taken(fake_cupy: FakeCupy) -> None:
     total = fake_cupy.machine.devices[0].budget.total
-    options = {"lanes": 2, "lane_bytes": {"tiles": KIB}, "reserve_bytes": 3 * KIB}
-    needed = 4 * KIB + KIB + KIB + 256 + 2 * KIB + 3 * KIB
+    gate = np.zeros((64, 8), np.float16)
+    options = {"lanes": 2, "lane_bytes": {"tiles": KIB}, "reserve_bytes": 3 * KIB, "gate_queries": gate}
+    needed = 4 * KIB + KIB + KIB + 256 + KIB + 2 * KIB + 3 * KIB
     fake_cupy.occupy(total - needed + 1)
     allocations = fake_cupy.count("allocations")
     with pytest.raises(
-        BackendError, match=rf"^11\.25 KiB are needed \({PARTS}\) on cuda:0, where 11\.25 KiB are free"
+        BackendError, match=rf"^12\.25 KiB are needed \({PARTS}\) on cuda:0, where 12\.25 KiB are free"
     ):
         load(**options)
     assert fake_cupy.count("allocations") == allocations
