@@ -32,7 +32,7 @@ __all__ = ["EqualAnswers", "compare_surfaces", "equal_answers_command", "measure
 _LEVEL_TOPN = "100,200,200,200,200,200"
 _LARGEST_BATCH = 16
 # Long, so that a busy machine is slow and not wrong.
-_TIMEOUT_S = 120.0
+_TIMEOUT_S = 600.0
 # Those whose calls take one query; a batch of one is asked for over all others.
 _SINGLE = ("REST", "gRPC Retrieve")
 # TensorFlow Serving's have one form for both.
@@ -95,7 +95,8 @@ class EqualAnswers:
         )
         if self.unequal_queries:
             counts = ", ".join(f"{name} {n:,}" for name, n in sorted((self.ids + self.scores).items()))
-            words += f" ({counts}; of {len(self.unequal_queries):,} queries; scores at most {self.worst:.2g} apart)"
+            n_queries = len(self.unequal_queries)
+            words += f" ({counts}; of {n_queries:,} queries; scores at most {self.worst:.2g} apart)"
         if self.short:
             words += f"; {self.short:,} queries have fewer than k items"
         if self.engine_batches:

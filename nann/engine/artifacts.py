@@ -283,6 +283,17 @@ def _verify_programs(directory: Path, manifest: Manifest, programs: Programs) ->
                 )
 
 
+def _verify_profiles(directory: Path, manifest: Manifest) -> None:
+    """A profile with a gate is of a version with a gate: of another index it could not be served."""
+    for name, fields in manifest.profiles.items():
+        if manifest.gate is None and fields.get("gate_width"):
+            raise ArtifactError(
+                str(directory / MANIFEST_NAME),
+                expected=f"a gate, which profile {name} asks for",
+                found="none",
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class Artifact:
     """One opened version: the manifest and its arrays, mapped read-only.
@@ -321,7 +332,9 @@ class Artifact:
         spec = self.manifest.gate
         if spec is None or self.gate_keys is None or self.gate_queries is None:
             return None
-        return GateTables(self.gate_keys, self.gate_queries, spec.dim, spec.residual_weight, spec.rmse)
+        # A plain view: indexing a mapped array costs more.
+        keys = np.asarray(self.gate_keys)
+        return GateTables(keys, self.gate_queries, spec.dim, spec.residual_weight, spec.rmse)
 
     @property
     def num_items(self) -> int:
@@ -341,6 +354,7 @@ class Artifact:
         """
         manifest = read_manifest(directory)
         verify_files(directory, manifest, verify)
+        _verify_profiles(directory, manifest)
         read = _ArrayReader(directory / "arrays", manifest.num_items, full=verify == "full")
         n = manifest.num_items
         item_ids = read.ids("item_ids.npy", "item_id_strings.parquet", "item_id", manifest.item_id_type, n)

@@ -12,6 +12,7 @@ measurements, `nann distill` makes the tables.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,9 @@ class GateBatch:
                 self.keys[b, :, : gate.bias.size] = gate.keys.T
                 self.context[b] = gate.context
                 self.known[b] = _rounded_up(gate.bias.size, lanes)
-                self.rank[b], self.margin[b] = gate.rank, gate.margin
+                self.rank[b] = gate.rank
+                with np.errstate(over="ignore"):  # beyond float32 a margin is infinite
+                    self.margin[b] = gate.margin
                 self.residual_weight[b] = gate.residual_weight
 
 
@@ -101,6 +104,6 @@ class GateTables:
             keys=rows[:, 1 : 1 + self.dim],
             context=rows[:, 1 + self.dim :].mean(axis=0),
             rank=rank,
-            margin=margin * self.rmse,
+            margin=margin if math.isinf(margin) else margin * self.rmse,  # an `rmse` may be 0
             residual_weight=self.residual_weight,
         )

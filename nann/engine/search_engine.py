@@ -331,8 +331,7 @@ class SearchEngine:
         if admission is not None:
             places += admission.excluded.size
             share = admission.count / self._artifact.num_items
-        rank = min(params.ef, math.ceil(places / share))
-        return tables.gate(own, rank=rank, margin=params.gate_margin)
+        return tables.gate(own, rank=min(params.ef, math.ceil(places / share)), margin=params.gate_margin)
 
     def _comm_seq(self, comm_seq: np.ndarray) -> Float32[np.ndarray, " width"]:
         width = self.manifest.history_length * self.manifest.input_dim
@@ -394,6 +393,8 @@ class SearchEngine:
                 raise Unsupported("the policy 'inner_product' needs a history, not a comm_seq")
             if self._artifact.item_vectors is None:
                 raise Unsupported("this version carries no item vectors for the policy 'inner_product'")
+        if params.gate_width and self._gate_tables is None:
+            raise Unsupported("this version carries no gate (nann distill makes one)")
         admissible = num_items if admission is None else admission.count
         if params.policy == "exhaustive":
             return SearchParams(policy="exhaustive"), "exhaustive", admissible
@@ -407,9 +408,11 @@ class SearchEngine:
         if admission is not None:
             # Excluded items may all be among the best, so the pool must have room beside them. Whole
             # multiples of ef keep queries with different exclusions in one batch.
-            ef *= math.ceil((query.k + admission.excluded.size) / ef)
-            share = admissible / num_items
-            while share < _FULL_POOL_SHARE and ef < num_items:
+            places, share = query.k + admission.excluded.size, admissible / num_items
+            ef *= math.ceil(places / ef)
+            # A gate leaves out what ranks below the last place of the answer: that place must be inside.
+            enough = max(_FULL_POOL_SHARE, places / ef) if params.gate_width else _FULL_POOL_SHARE
+            while share < enough and ef < num_items:
                 share, ef = 2 * share, 2 * ef
         ef = min(ef, max(num_items, 1))
         if admission is not None and admissible <= scored_per_ef * ef:
@@ -418,8 +421,6 @@ class SearchEngine:
             return SearchParams(policy="exhaustive"), "exhaustive", admissible
         if params.policy == "inner_product":
             return SearchParams(policy="inner_product", ef=ef), "inner_product", ef
-        if params.gate_width and self._gate_tables is None:
-            raise Unsupported("this version carries no gate (nann distill makes one)")
         walked = SearchParams(
             ef=ef,
             gate_width=params.gate_width,

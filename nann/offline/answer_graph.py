@@ -85,7 +85,7 @@ def learn_graph(artifact: Artifact, answers: Int32[np.ndarray, "users k"]) -> Le
     links = co_answered(answers, artifact.num_items, min(N_LINKS, degree // 2))
     starts = most_answered(answers, artifact.num_items, N_STARTS)
     popular = artifact.start_points[~np.isin(artifact.start_points, starts)]
-    start_points = np.concatenate([starts, popular])[: max(N_STARTS, starts.size)].astype(np.int32)
+    start_points = np.concatenate([starts, popular])[:N_STARTS].astype(np.int32)
     roots = {"entry_points": artifact.walk_entry_points, "start_points": start_points}
     level_0, account = in_reach(
         join(links, np.array(artifact.neighbors[0]), degree),

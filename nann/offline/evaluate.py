@@ -131,6 +131,9 @@ def evaluate(
         tuned = [measure(setting, validation, validation_truth) for setting in settings]
         chosen = choose_profiles(tuned, PROFILE_TARGETS)
     profiles, reached = chosen
+    balanced = SearchParams(**profiles["balanced"])
+    if balanced not in [setting.params for setting in settings]:  # tuned for answers of another size
+        settings.append(Setting("balanced, as tuned", balanced))
     reported = [measure(setting, test, truth) for setting in [*settings, *_levels(k, _LEVEL)]]
     baselines = (
         [asdict(row) for row in evaluate_baselines(dataset, k=k, seed=options.seed, progress=progress)]

@@ -38,7 +38,13 @@ def _drive(sequences: int) -> int:
     from nann.engine.cuda.modules import BlockSizes
 
     small = BlockSizes(
-        expand_block=64, gather_block=64, gather_rows=16, merge_block=64, sort_piece=64, filter_block=64
+        expand_block=64,
+        gate_block=64,
+        gather_block=64,
+        gather_rows=16,
+        merge_block=64,
+        sort_piece=64,
+        filter_block=64,
     )
     cases = (
         (Case.random(1, num_items=130, degree=5, batch=4, max_rows=256), small, LaneLimits(8, 2, 16)),

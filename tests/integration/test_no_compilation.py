@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_world import add_gate
 from tiny_models import make_model_world
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +36,7 @@ def start(version: Path, cache: Path, dump: Path, n_queries: int) -> dict[str, A
 def place(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("compilation")
     make_model_world(place / "1", num_items=5000, degree=8, start_points=100, entries=64)
+    add_gate(place / "1")
     return place
 
 
@@ -49,6 +51,7 @@ def cold(place) -> dict[str, Any]:
 def test_a_thousand_random_queries_compile_no_module(cold) -> None:
     asked = cold["asked"]
     assert asked["n_queries"] >= N_QUERIES
+    assert asked["n_gated"] > 100
     assert set(asked["policies"]) == {"best_first", "level", "exhaustive"}
     assert set(asked["batch_sizes"]) == {"1", "2", "3", "4"}
     assert cold["modules_after_warm_up"] >= cold["n_programs"] > 40
@@ -59,7 +62,7 @@ def test_a_thousand_random_queries_compile_no_module(cold) -> None:
 def test_a_thousand_random_queries_compile_no_kernel(cold) -> None:
     before, after = cold["signatures_after_warm_up"], cold["signatures_after_queries"]
     # The loops that Python enters; those they call come with them.
-    entered = {"seed", "expand", "merge", "advance", "admit", "gather_rows", "unpack"}
+    entered = {"seed", "expand", "merge", "advance", "admit", "gather_rows", "unpack", "expand_gated"}
     assert all(before[name] for name in entered)
     assert after == before
 

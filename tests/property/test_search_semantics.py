@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_world import HISTORY_LENGTH, World, make_world
+from engine_world import HISTORY_LENGTH, World, add_gate, make_world
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -28,16 +29,25 @@ def world_of(num_items: int, seed: int, connected: bool = True) -> World:
     if key not in _WORLDS:
         directory = Path(_ROOT.name) / "-".join(map(str, key))
         _WORLDS[key] = make_world(directory, num_items=num_items, seed=seed, connected=connected)
+        add_gate(directory, seed=seed)
     return _WORLDS[key]
 
 
 worlds = st.builds(world_of, st.sampled_from([1, 7, 33, 64, 300]), st.integers(0, 3), st.booleans())
+gates = st.one_of(
+    st.just({}),
+    st.fixed_dictionaries(
+        {"gate_width": st.integers(1, 40), "gate_margin": st.sampled_from([-np.inf, -1.0, 0.0, 0.5, np.inf])}
+    ),
+)
 
 
-def ask(world: World, rng: np.random.Generator, **fields) -> tuple[np.ndarray, Query]:
+def ask(
+    world: World, rng: np.random.Generator, *, shortest_history: int = 1, **fields
+) -> tuple[np.ndarray, Query]:
     """A random user's history and a query for it."""
     n = len(world.item_ids)
-    history = rng.integers(0, n, int(rng.integers(1, HISTORY_LENGTH + 1)))
+    history = rng.integers(0, n, int(rng.integers(shortest_history, HISTORY_LENGTH + 1)))
     params = fields.pop("params", SearchParams(ef=8, beam_width=3))
     query = Query(k=fields.pop("k", 5), params=params, history=world.item_ids[history].tolist(), **fields)
     return history, query
@@ -64,10 +74,11 @@ def assert_total_order(world: World, hits: Hits) -> None:
     k=st.integers(1, 400),
     ef=st.integers(1, 50),
     width=st.integers(1, 20),
+    gate=gates,
 )
-def test_best_first_returns_k_unique_items_in_the_total_order(world, seed, k, ef, width) -> None:
+def test_best_first_returns_k_unique_items_in_the_total_order(world, seed, k, ef, width, gate) -> None:
     rng = np.random.default_rng(seed)
-    history, query = ask(world, rng, k=k, params=SearchParams(ef=ef, beam_width=width))
+    history, query = ask(world, rng, k=k, params=SearchParams(ef=ef, beam_width=width, **gate))
     engine = world.engine()
     (hits,) = engine.search([engine.check(query)], lane=0)
     n = len(world.item_ids)
@@ -105,8 +116,11 @@ def test_a_wide_enough_walk_equals_exhaustive(world, seed) -> None:
     n_include=st.one_of(st.none(), st.integers(0, 250)),
     category=st.one_of(st.none(), st.integers(0, 6)),
     policy=st.sampled_from(["best_first", "exhaustive"]),
+    gate=gates,
 )
-def test_filters_admit_exactly_what_they_say(world, seed, k, n_exclude, n_include, category, policy) -> None:
+def test_filters_admit_exactly_what_they_say(
+    world, seed, k, n_exclude, n_include, category, policy, gate
+) -> None:
     rng = np.random.default_rng(seed)
     n = len(world.item_ids)
     admissible = np.ones(n, bool)
@@ -125,7 +139,7 @@ def test_filters_admit_exactly_what_they_say(world, seed, k, n_exclude, n_includ
         fields["filter"] = {"category": category}
         admissible &= np.arange(n) % 5 == category
     params = (
-        SearchParams(policy=policy, ef=8, beam_width=3)
+        SearchParams(policy=policy, ef=8, beam_width=3, **gate)
         if policy == "best_first"
         else SearchParams(policy=policy)
     )
@@ -144,13 +158,14 @@ def test_filters_admit_exactly_what_they_say(world, seed, k, n_exclude, n_includ
     world=st.builds(world_of, st.sampled_from([33, 300]), st.integers(0, 3)),
     seed=st.integers(0, 10**6),
     size=st.integers(2, 8),
-    policy=st.sampled_from(["best_first", "level", "level_pruned", "exhaustive"]),
+    policy=st.sampled_from(["best_first", "gated", "level", "level_pruned", "exhaustive"]),
     max_rows=st.sampled_from([64, 256, 1024]),
 )
 def test_an_answer_does_not_depend_on_batch_lane_or_bucket(world, seed, size, policy, max_rows) -> None:
     rng = np.random.default_rng(seed)
     params = {
         "best_first": SearchParams(ef=12, beam_width=4),
+        "gated": SearchParams(ef=12, beam_width=4, gate_width=5, gate_margin=0.2),
         "level": SearchParams(policy="level", level_topn=(4, 6, 8, 8, 8, 5)),
         "level_pruned": SearchParams(policy="level_pruned", level_ef=(4, 6, 15)),
         "exhaustive": SearchParams(policy="exhaustive"),
@@ -158,8 +173,8 @@ def test_an_answer_does_not_depend_on_batch_lane_or_bucket(world, seed, size, po
     engine = world.engine(lanes=2, max_rows=max_rows)
     other = world.engine(lanes=1, max_rows=128)
     queries = [
-        ask(world, rng, params=params, exclude=world.item_ids[rng.integers(0, 33, 2)].tolist())[1]
-        for _ in range(size)
+        ask(world, rng, shortest_history=0, params=params, exclude=barred)[1]
+        for barred in (world.item_ids[rng.integers(0, 33, 2)].tolist() if i % 2 else () for i in range(size))
     ]
     prepared = [engine.check(query) for query in queries]
     groups: dict = {}
@@ -174,6 +189,30 @@ def test_an_answer_does_not_depend_on_batch_lane_or_bucket(world, seed, size, po
                 alone.scores,
                 alone.n_scored,
             )
+            assert hits.explain["estimated"] == alone.explain["estimated"]
+
+
+@EXAMPLES
+@given(
+    world=worlds,
+    seed=st.integers(0, 10**6),
+    k=st.integers(1, 60),
+    ef=st.integers(1, 50),
+    n_exclude=st.integers(0, 5),
+    steps=st.integers(1, 20),
+)
+def test_a_gate_without_a_limit_changes_nothing(world, seed, k, ef, n_exclude, steps) -> None:
+    rng = np.random.default_rng(seed)
+    plain = SearchParams(ef=ef, beam_width=4, max_steps=steps)
+    open_gate = replace(plain, gate_width=10**6, gate_margin=np.inf)
+    excluded = world.item_ids[rng.integers(0, len(world.item_ids), n_exclude)].tolist()
+    _, query = ask(world, rng, k=k, params=plain, exclude=excluded)
+    engine = world.engine()
+    (ungated,) = engine.search([engine.check(query)], lane=0)
+    (gated,) = engine.search([engine.check(replace(query, params=open_gate))], lane=0)
+    assert (gated.item_ids, gated.scores) == (ungated.item_ids, ungated.scores)
+    assert gated.explain["scored_per_step"] == ungated.explain["scored_per_step"]
+    assert (gated.n_scored, gated.notes) == (ungated.n_scored, ungated.notes)
 
 
 @EXAMPLES

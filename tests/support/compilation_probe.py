@@ -33,9 +33,10 @@ def kernel_signatures() -> dict[str, list[str]]:
     """What numba compiled each kernel for."""
     from numba.core.registry import CPUDispatcher
 
-    from nann.engine.cpu import kernels
+    from nann.engine.cpu import gate_kernels, kernels
 
-    found = {n: k for n, k in vars(kernels).items() if isinstance(k, CPUDispatcher)}
+    both = {**vars(kernels), **vars(gate_kernels)}
+    found = {n: k for n, k in both.items() if isinstance(k, CPUDispatcher)}
     return {name: sorted(map(str, kernel.signatures)) for name, kernel in found.items()}
 
 
@@ -51,7 +52,10 @@ def random_params(rng: np.random.Generator) -> SearchParams:
     if policy == "exhaustive":
         return SearchParams(policy="exhaustive")
     ef, width, steps = int(rng.integers(1, 900)), int(rng.integers(1, 130)), int(rng.integers(1, 70))
-    return SearchParams(ef=ef, beam_width=width, max_steps=steps)
+    if rng.random() < 0.5:
+        return SearchParams(ef=ef, beam_width=width, max_steps=steps)
+    gate, margin = int(rng.integers(1, 400)), float(rng.normal())
+    return SearchParams(ef=ef, beam_width=width, max_steps=steps, gate_width=gate, gate_margin=margin)
 
 
 def random_query(rng: np.random.Generator, ids: list[int], width: int, params: SearchParams) -> Query:
@@ -78,6 +82,7 @@ def ask_random_queries(engine: SearchEngine, ids: list[int], n_queries: int) -> 
     rng = np.random.default_rng(12)
     manifest = engine.manifest
     done = 0
+    gated = 0
     sizes: dict[int, int] = {}
     policies: dict[str, int] = {}
     waiting: dict[Any, list[PreparedQuery]] = {}
@@ -91,11 +96,12 @@ def ask_random_queries(engine: SearchEngine, ids: list[int], n_queries: int) -> 
         group = waiting.setdefault(prepared.compat, [])
         group.append(prepared)
         if len(group) >= int(rng.integers(1, MAX_BATCH + 1)):
-            engine.search(waiting.pop(prepared.compat), int(rng.integers(engine.n_lanes)))
+            answers = engine.search(waiting.pop(prepared.compat), int(rng.integers(engine.n_lanes)))
+            gated += sum(hits.explain["estimated"] > 0 for hits in answers)
             done += len(group)
             sizes[len(group)] = sizes.get(len(group), 0) + 1
             policies[chosen.policy] = policies.get(chosen.policy, 0) + len(group)
-    return {"n_queries": done, "batch_sizes": sizes, "policies": policies}
+    return {"n_queries": done, "n_gated": gated, "batch_sizes": sizes, "policies": policies}
 
 
 def main() -> None:

@@ -10,10 +10,14 @@ import numpy as np
 
 from nann.engine.artifacts import (
     FORMAT_VERSION,
+    GATE_KEYS,
+    GATE_QUERIES,
     Artifact,
+    GateSpec,
     Manifest,
     TensorSpec,
     hash_files,
+    read_manifest,
     write_manifest,
 )
 from nann.engine.backend import Tiles
@@ -150,6 +154,17 @@ def make_world(
     )
     write_manifest(directory, manifest.model_copy(update={"files": hash_files(directory)}))
     return World(directory, np.asarray(names), item_vectors, (level_0, level_1), entry_points)
+
+
+def add_gate(directory: Path, *, seed: int = 0, dim: int = 3, context_dim: int = 2) -> None:
+    """Give an artifact gate tables of random numbers: estimates that say nothing of a score."""
+    manifest = read_manifest(directory)
+    rng = np.random.default_rng(seed)
+    for name in (GATE_KEYS, GATE_QUERIES):
+        rows = rng.normal(size=(manifest.num_items, 1 + dim + context_dim)).astype(np.float16)
+        np.save(directory / "arrays" / name, rows)
+    spec = GateSpec(dim=dim, context_dim=context_dim, residual_weight=0.75, rmse=2.0)
+    write_manifest(directory, manifest.model_copy(update={"gate": spec, "files": hash_files(directory)}))
 
 
 def random_table(rng: np.random.Generator, rows: int, degree: int, pool: np.ndarray) -> np.ndarray:

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from nann.engine.backend import Admission
+from nann.engine.gate import Gate
 from nann.engine.scoring.buckets import BucketGrid
 
 __all__ = ["Case", "cpu_lane", "cuda_lane", "run_sequence"]
 
 NO_LIMIT = 2**31 - 1
+_GATE_DIM, _GATE_CONTEXT_DIM = 16, 8
 _ODD_SCORES = (np.nan, np.inf, -np.inf, -0.0, 1e-45)
 
 
@@ -28,6 +30,7 @@ class Case:
     neighbors: Sequence[np.ndarray]
     item_state: dict[str, np.ndarray]
     item_vectors: np.ndarray
+    gate_queries: np.ndarray
     scores: np.ndarray
     grid: BucketGrid
 
@@ -53,6 +56,7 @@ class Case:
                 "wide": rng.normal(size=(num_items, 128)).astype(np.float16),
             },
             rng.integers(-2, 3, (num_items, 8)).astype(np.float32) * 0.5,
+            rng.normal(size=(num_items, 1 + _GATE_DIM + _GATE_CONTEXT_DIM)).astype(np.float16),
             scores,
             BucketGrid(max_batch=batch, max_rows=max_rows, tile_rows=tile_rows, wide=False, crossed_rows=64),
         )
@@ -106,6 +110,7 @@ def cpu_lane(case: Case) -> tuple[Any, CpuArrays]:
         max_batch=case.grid.max_batch,
         max_pairs=case.grid.max_rows,
         item_vectors=case.item_vectors,
+        gate_queries=case.gate_queries.astype(np.float32),
     )
     return backend, CpuArrays()
 
@@ -119,6 +124,7 @@ def cuda_lane(case: Case, *, sizes: Any = None, limits: Any = None) -> tuple[Any
         neighbors=case.neighbors,
         item_state=case.item_state,
         item_vectors=case.item_vectors,
+        gate_queries=case.gate_queries,
         padding_rows=case.grid.crossed_rows or 0,
         sizes=sizes,
     )
@@ -134,7 +140,8 @@ def run_sequence(case: Case, backend: Any, arrays: Any, seed: int, *, steps: int
     rng = np.random.default_rng(seed)
     batch = int(rng.integers(1, case.grid.max_batch + 1))
     admissions = [_admission(rng, case.num_items) for _ in range(batch)]
-    beam = backend.begin(batch, with_answer=admissions)
+    gates = [_gate(rng) for _ in range(batch)]
+    beam = backend.begin(batch, with_answer=admissions, gates=gates)
     seen: list[Any] = []
     kind = rng.choice(["walk", "walk", "nearest", "scan"])
     if kind == "scan":  # a range that all queries share, in chunks
@@ -155,6 +162,7 @@ def run_sequence(case: Case, backend: Any, arrays: Any, seed: int, *, steps: int
     seen.append([(items.tolist(), scores.tolist()) for items, scores in found])
     seen.append(beam.scored_per_step.tolist())
     seen.append(beam.nonfinite.tolist())
+    seen.append(beam.estimated.tolist())
     seen.append([backend.unvisited(beam, query).tolist() for query in range(batch)])
     return seen
 
@@ -180,7 +188,8 @@ def _walk(
             width=int(rng.choice([1, 5, 64])),
             forget=bool(rng.random() < 0.2),
         )
-        following = backend.expand(beam, int(rng.integers(0, 2)))
+        level, admit = int(rng.integers(0, 2)), int(rng.choice([0, 1, 20, 300]))
+        following = backend.expand(beam, level, admit=admit)
         if following is None:
             break
         candidates = following
@@ -226,3 +235,17 @@ def _admission(rng: np.random.Generator, num_items: int) -> Admission | None:
     allowed = np.ones(num_items, np.bool_) if mask is None else mask.copy()
     allowed[excluded] = False
     return Admission(mask, excluded, int(allowed.sum()))
+
+
+def _gate(rng: np.random.Generator) -> Gate | None:
+    if rng.random() < 0.3:
+        return None
+    known = int(rng.integers(1, 60))
+    return Gate(
+        bias=rng.normal(size=known).astype(np.float32),
+        keys=rng.normal(size=(known, _GATE_DIM)).astype(np.float32),
+        context=rng.normal(size=_GATE_CONTEXT_DIM).astype(np.float32),
+        rank=int(rng.choice([1, 20, 300])),
+        margin=float(rng.uniform(0, 10)),
+        residual_weight=0.75,
+    )

@@ -34,9 +34,8 @@ class BlockSizes:
 
     Chosen by arithmetic, not measured: a merge is one block a query and as fast as its barriers, so its
     block is no larger than the pairs of a usual sort (1,024 keys); 4,096 keys are the 32 KiB of shared
-    memory that any device gives without asking; a block of `gather` copies about 10 KiB. A block of `gate`
-    takes seven nodes of 32 neighbours, and `gate_sums`, a multiple of 4, as many products side by side as
-    there are threads to the words of 16 bytes that bring them.
+    memory that any device gives without asking; a block of `gather` copies about 10 KiB. A block of
+    `estimate` takes seven nodes of 32 neighbours, a thread `gate_sums` (4 n) products side by side.
     """
 
     expand_block: int = 256

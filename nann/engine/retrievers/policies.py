@@ -70,6 +70,10 @@ def check_params(params: SearchParams) -> None:
     """
     if params.policy not in get_args(Policy):
         raise InvalidQuery(f"unknown policy {params.policy!r}; known: {', '.join(get_args(Policy))}")
+    if params.gate_width < 0 or math.isnan(params.gate_margin):
+        raise InvalidQuery("gate_width must be at least 0, and gate_margin a number")
+    if params.gate_width and params.policy != "best_first":
+        raise InvalidQuery("gate_width belongs to the policy 'best_first'")
     if params.policy == "level":
         _check_widths("level_topn", params.level_topn, 6)
         return
@@ -79,10 +83,6 @@ def check_params(params: SearchParams) -> None:
     for name in positive.get(params.policy, ("ef", "beam_width", "max_steps")):
         if getattr(params, name) < 1:
             raise InvalidQuery(f"{name} must be at least 1, not {getattr(params, name)}")
-    if params.gate_width < 0 or math.isnan(params.gate_margin):
-        raise InvalidQuery("gate_width must be at least 0, and gate_margin a number")
-    if params.gate_width and params.policy != "best_first":
-        raise InvalidQuery("gate_width belongs to the policy 'best_first'")
     if params.policy != "exhaustive" and params.level_topn:
         raise InvalidQuery("level_topn belongs to the policy 'level'")
 

@@ -360,6 +360,15 @@ def test_a_field_of_no_sense_is_named(version, field, value) -> None:
     assert f"a valid field {field}" in refused(version, "manifest.json").expected
 
 
+def test_a_profile_with_a_gate_needs_one(version) -> None:
+    """Such profiles were tuned on another index; as a default they would refuse every query."""
+    own = {"balanced": {"ef": 200, "gate_width": 128}}
+    edit_manifest(version, lambda raw: raw.update(profiles=own))
+    assert "profile balanced" in refused(version, "manifest.json").expected
+    edit_manifest(version, lambda raw: raw.update(profiles={"balanced": {"ef": 200, "gate_width": 0}}))
+    Artifact.open(version)
+
+
 @pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "arrays/../../secret"])
 def test_a_path_that_leaves_the_version_is_refused_unread(version, name) -> None:
     (version.parent / "secret").write_text("x")

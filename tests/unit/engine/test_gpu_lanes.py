@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from cuda_shim.fixtures import FakeCupy, fake_cupy
 from engine_world import IntegerScorer, World, make_world
 
 from nann.engine import gpu_lanes
-from nann.engine.artifacts import Artifact
+from nann.engine.artifacts import Artifact, GateSpec
 from nann.engine.backend import Tiles
 from nann.engine.devices import DeviceMemory, Lanes, choose_devices, open_lanes, parse_devices
 from nann.engine.errors import BackendError, Unsupported
@@ -116,6 +117,28 @@ def test_every_lane_of_every_gpu_answers_as_the_cpu_does(
     expected = answers(world.engine(), world, 0)
     for lane in range(engine.n_lanes):
         assert answers(engine, world, lane) == expected
+
+
+def test_a_version_with_a_gate_has_it_on_the_gpu(
+    fake_cupy: FakeCupy, lanes_on: Any, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, rng = Artifact.open(world.directory), np.random.default_rng(0)
+    rows = rng.normal(size=(2, plain.num_items, 1 + 4 + 2)).astype(np.float16)
+    spec = GateSpec(dim=4, context_dim=2, residual_weight=0.75, rmse=0.5)
+    manifest = plain.manifest.model_copy(update={"gate": spec})
+    gated = replace(plain, manifest=manifest, gate_keys=rows[0], gate_queries=rows[1])
+    monkeypatch.setattr(Artifact, "open", lambda *_, **__: gated)
+    params = SearchParams(ef=10, beam_width=8, gate_width=5, gate_margin=1.0)
+    found = []
+    for engine in (engine_of(world, lanes_on("cuda:0", lanes=1)), world.engine()):
+        batch = [
+            engine.check(Query(k=10, params=params, history=tuple(world.item_ids[[i, i + 7]].tolist())))
+            for i in range(4)
+        ]
+        hits = engine.search(batch, 0)
+        found.append([(one.item_ids, one.scores, one.explain["estimated"]) for one in hits])
+    assert found[0] == found[1]
+    assert min(estimated for *_, estimated in found[0]) > 0
 
 
 @pytest.mark.parametrize("fake_cupy", [TWO_GPUS], indirect=True)

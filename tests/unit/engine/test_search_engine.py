@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from damage import reseal, rewrite
-from engine_world import DIM, HISTORY_LENGTH, IntegerScorer, World, make_world
+from engine_world import DIM, HISTORY_LENGTH, IntegerScorer, World, add_gate, make_world
 
 from nann.engine.artifacts import Artifact, read_manifest, write_manifest
 from nann.engine.devices import cpu_lanes
 from nann.engine.errors import BackendError, InvalidQuery, Unsupported
+from nann.engine.gate import GateBatch, GateTables
 from nann.engine.search_engine import DEFAULT_PROFILES, SearchEngine
 from nann.engine.types import Hits, Query, SearchParams
 
@@ -76,6 +77,13 @@ def codes(hits) -> dict[str, int]:
         ({"params": SearchParams(policy="level_pruned", level_ef=(9, 9, 4))}, "more than level_ef.2. = 4"),
         ({"params": SearchParams(policy="level_pruned", level_steps=0)}, "level_steps must be at least 1"),
         ({"params": SearchParams(policy="level_pruned", level_topn=(1,) * 6)}, "belongs to the policy"),
+        ({"params": SearchParams(gate_width=-1)}, "gate_width must be at least 0"),
+        ({"params": SearchParams(gate_width=1, gate_margin=np.nan)}, "gate_margin a number"),
+        ({"params": SearchParams(policy="exhaustive", gate_width=1)}, "gate_width belongs to"),
+        (
+            {"params": SearchParams(policy="level", level_topn=(9,) * 6, gate_width=1)},
+            "gate_width belongs to",
+        ),
         ({"filter": {"colour": 1}}, "unknown attribute"),
         ({"filter": {}}, "no condition"),
         ({"history": None}, "exactly one of history and comm_seq"),
@@ -213,6 +221,61 @@ def test_exclusions_leave_room_in_the_pool(tmp_path) -> None:
     assert some.params.ef == 32  # the least multiple of 8 that holds k = 5 and 20 excluded
     half = engine.check(query(world, filter={"genres": {"contains": "c"}}))
     assert half.params.ef == 16
+
+
+# -- gates ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory) -> World:
+    world = make_world(tmp_path_factory.mktemp("gated") / "1", num_items=3000)
+    add_gate(world.directory)
+    return world
+
+
+GATED = SearchParams(ef=8, beam_width=3, gate_width=4)
+
+
+@pytest.mark.parametrize("fields", [{}, {"include": []}, {"history": []}])
+def test_without_tables_every_query_with_a_gate_is_refused(world, engine, fields) -> None:
+    with pytest.raises(Unsupported, match="nann distill"):
+        engine.check(query(world, params=GATED, **fields))
+
+
+def test_a_gate_looks_at_the_place_of_the_last_item_of_the_answer(gated) -> None:
+    engine = gated.engine()
+
+    def check(**fields):
+        return engine.check(query(gated, params=GATED, **fields))
+
+    plain, excluding = check(), check(exclude=gated.item_ids[:20].tolist())
+    assert (plain.gate.rank, plain.params.ef) == (5, 8)
+    assert (excluding.gate.rank, excluding.params.ef) == (26, 32)  # 25 places, of which 2,980 / 3,000 count
+    # With a fifth of the items left out, the fifth place is about the seventh of all, the seventh the ninth.
+    most = {"category": {"in": [0, 1, 2, 3]}}
+    assert (check(filter=most).gate.rank, check(filter=most).params.ef) == (7, 8)
+    assert (check(filter=most, k=7).gate.rank, check(filter=most, k=7).params.ef) == (9, 16)
+    ungated = engine.check(query(gated, k=7, filter=most))
+    assert (ungated.gate, ungated.params.ef) == (None, 8)
+
+
+def test_a_gate_knows_the_window_of_the_history(gated) -> None:
+    engine = gated.engine()
+    keys = engine._artifact.gate_keys.astype(np.float32)
+    history = gated.item_ids[: HISTORY_LENGTH + 3].tolist()
+    gate = engine.check(query(gated, params=GATED, history=[-7, *history])).gate
+    assert gate.bias.tolist() == keys[3 : HISTORY_LENGTH + 3, 0].tolist()
+    assert engine.check(query(gated, params=GATED, history=[-7])).gate is None
+    assert engine.check(query(gated, history=history)).gate is None
+
+
+@pytest.mark.parametrize("rmse", [0.0, 1e30])
+@pytest.mark.parametrize(("margin", "limit"), [(np.inf, np.inf), (-np.inf, -np.inf), (1e30, None)])
+def test_margins_of_any_size_are_float32(rmse, margin, limit) -> None:
+    tables = GateTables(np.ones((1, 2), np.float16), np.ones((1, 2), np.float16), 1, 0.75, rmse)
+    gate = tables.gate(np.zeros(1, np.int32), rank=1, margin=margin)
+    found = float(GateBatch([gate], lanes=1).margin[0])
+    assert found == (limit if limit is not None else np.inf if rmse else 0.0)
 
 
 # -- searching --------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,24 @@ from nann.engine.search_engine import SearchEngine
 from nann.engine.types import Query, SearchParams
 from nann.offline import distill as module
 from nann.offline.build_index import build_index
+from nann.offline.checkpoints import save_weights, write_json
 from nann.offline.data import rules
 from nann.offline.data.dataset import Dataset
 from nann.offline.data.errors import NotPreparedError
 from nann.offline.distill import DistillOptions, DistillReport, distill
 from nann.offline.extract_embeddings import DataMismatchError, extract
+from nann.offline.gate import student as student_module
 from nann.offline.gate.features import ItemFeatures
 from nann.offline.gate.student import Student
 from nann.offline.gate.tables import LearnedTables, measure
 from nann.offline.gate.teacher import Pairs, draw_histories, score_pairs
+from nann.offline.models.model import ModelSpec
+from nann.offline.models.registry import create_model
 from nann.offline.progress import Progress
-from nann.offline.train import TrainConfig, train
 
 SILENT = Progress(silent=True)
 N = 60  # items of the data
-OPTIONS = DistillOptions(answers=0, users=48, steps=120, held_out_users=12, dim=4, context_dim=2, lanes=2)
+OPTIONS = DistillOptions(answers=0, users=48, steps=300, held_out_users=12, dim=4, context_dim=2, lanes=2)
 TABLES = ("arrays/gate_keys.npy", "arrays/gate_queries.npy")
 
 
@@ -47,6 +50,8 @@ def engines() -> Iterator[list[SearchEngine]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_load", once)
         patch.setattr(SearchEngine, "close", lambda self: None)
+        for size, small in {"USERS_A_STEP": 8, "BEST_A_USER": 32, "OTHERS_A_USER": 16, "UNITS": 32}.items():
+            patch.setattr(student_module, size, small)
         yield loaded
     for engine in loaded:
         engine.close()
@@ -61,11 +66,27 @@ def finished(
     """A run after `nann distill`; not to be changed."""
     run = tmp_path_factory.mktemp("distill") / "run"
     write_dataset(run / "data")
-    config = TrainConfig(batch_size=32, num_neg=20, negative_groups=2, adv_groups=1, max_steps=30, jit=False)
-    train(run / "data", run / "model", config, progress=SILENT)
+    write_untrained_model(run / "data", run / "model")
     extract(run / "model", run / "embeddings", progress=SILENT)
     build_index(run / "embeddings", run / "index")
     return run, distill(run, options=OPTIONS)
+
+
+def write_untrained_model(data: Path, directory: Path) -> None:
+    """What `nann train` leaves, as far as `extract` and `distill` read it: any weights score something."""
+    dataset = Dataset.load(data)
+    spec = ModelSpec(dataset.num_items, dataset.num_categories, dataset.history_length)
+    directory.mkdir()
+    save_weights(create_model("dnn", spec, seed=1), directory / "weights.npz")
+    config = {
+        "model": "dnn",
+        "spec": asdict(spec),
+        "data_dir": str(data),
+        "data_hash": dataset.meta.data_hash,
+        "training": {"seed": 1},
+        **dict.fromkeys(("step", "total_steps", "best_step", "validation", "collapsed_at_step")),
+    }
+    write_json(directory / "config.json", config)
 
 
 @pytest.fixture

@@ -55,20 +55,35 @@ def test_users_ask_in_the_form_they_have(tiny_data: Path) -> None:
         assert dataset.item_ids[query.comm_seq[query.comm_seq >= 0].astype(int)].tolist() == history
 
 
-def test_an_evaluation_by_embedded_histories_leaves_what_is_published_alone(
-    tiny_data: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def run(tiny_data: Path, tmp_path: Path) -> Path:
     config = TrainConfig(
         model="dnn", batch_size=32, num_neg=20, negative_groups=2, adv_groups=1, max_steps=3, jit=False
     )
     train(tiny_data, tmp_path / "model", config, progress=SILENT)
     extract(tmp_path / "model", tmp_path / "embeddings", progress=SILENT)
     build_index(tmp_path / "embeddings", tmp_path / "index")
-    before = {path.name for path in tmp_path.iterdir()}
+    return tmp_path
+
+
+def test_profiles_tuned_for_answers_of_another_size_are_measured_too(run: Path, monkeypatch) -> None:
+    tuned = {"policy": "best_first", "ef": 7, "beam_width": 3, "max_steps": 9}
+    monkeypatch.setattr(
+        "nann.offline.evaluate.tuned_profiles",
+        lambda run_dir, engine: ({"fast": tuned, "balanced": tuned}, {"fast": True, "balanced": False}),
+    )
+    options = EvaluateOptions(k=5, n_report=2, lanes=1, baselines=False)
+    report = evaluate(run, options=options, progress=SILENT)
+    assert report["served"]["params"] == {"ef": 7, "beam_width": 3, "max_steps": 9}
+    assert json.loads((run / "profiles.json").read_text())["balanced"] == tuned
+
+
+def test_an_evaluation_by_embedded_histories_leaves_what_is_published_alone(run: Path) -> None:
+    before = {path.name for path in run.iterdir()}
     options = EvaluateOptions(k=5, n_report=2, lanes=1)
-    report = evaluate(tmp_path, options=options, query_form="comm_seq", progress=SILENT)
-    assert {path.name for path in tmp_path.iterdir()} - before == {"report_comm_seq.json"}
-    assert json.loads((tmp_path / "report_comm_seq.json").read_text()) == report
+    report = evaluate(run, options=options, query_form="comm_seq", progress=SILENT)
+    assert {path.name for path in run.iterdir()} - before == {"report_comm_seq.json"}
+    assert json.loads((run / "report_comm_seq.json").read_text()) == report
     assert report["query_form"] == "comm_seq"
     assert {row["policy"] for row in report["sweep"]} == {"best_first", "level", "level_pruned"}
     assert set(report["items_scored_at"]["best_first"]) == {"0.95", "0.98", "0.99"}

@@ -60,8 +60,8 @@ def _best_first(k: int, num_items: int) -> list[Params]:
 
 
 def _gated(k: int, num_items: int) -> list[Params]:
-    widths = ((32, 128), (32, 256), (64, 192), (64, 256), (64, 384), (128, 384))
-    pools = ((1.0, 0.0), (1.25, 0.25), (1.5, 0.75), (2, 0.5), (2, 1.0), (2, 1.5), (3, 1.0), (4, 1.5))
+    widths = ((32, 128), (64, 128), (64, 256), (128, 384))
+    pools = ((1.0, 0.0), (1.0, 0.2), (1.25, 0.4), (1.5, 0.55), (2, 0.75), (3, 1.0))
     return [
         {"ef": round(ef * k), "beam_width": beam, "gate_width": gate, "gate_margin": margin}
         for beam, gate in widths
@@ -73,7 +73,7 @@ def _pruned(k: int, num_items: int) -> list[Params]:
     # NANN's pools, level 2 first (reference/nann.md, "Evaluated"), times scales; the last is at least k.
     return [
         {"level_ef": [round(100 * scale), round(200 * scale), max(k, round(400 * scale))]}
-        for scale in (0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12)
+        for scale in (0.5, 1, 1.5, 2, 3, 4, 6)
         if 400 * scale < 0.7 * num_items
     ]
 
@@ -81,8 +81,9 @@ def _pruned(k: int, num_items: int) -> list[Params]:
 def level_sweep(k: int, num_items: int) -> list[Params]:
     """NANN's two published settings and what lies between and above: shapes times scales."""
     # reference/nann.md, "Served", and reference/search-findings.md; t5 is the number of answers.
-    shapes = ((100, 200, 200, 200, 200), (100, 200, 400, 400, 400), (200, 200, 800, 400, 200))
-    scales = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12)
+    # A third shape, that narrows from step to step, was on no front of Brunch-small.
+    shapes = ((100, 200, 200, 200, 200), (100, 200, 400, 400, 400))
+    scales = (0.5, 0.75, 1, 1.5, 2, 3, 4, 6)
     return [
         {"level_topn": [*(round(width * scale) for width in shape), k]}
         for shape in shapes

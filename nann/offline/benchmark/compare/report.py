@@ -56,7 +56,8 @@ behind both. Figures, sweeps and per-setting intervals are in `report.json` in i
 def page(reports: Sequence[Row], skipped: Sequence[Skipped]) -> str:
     """The page for these corpora, in their order. Plots are ``benchmarks/<name>.png`` beside it."""
     left_out = [f"## {one.contender}\n\nNot measured: {one.reason}.\n" for one in skipped]
-    return "\n".join([_FRAME, *(_corpus(report) for report in reports), *left_out])
+    nothing = [] if reports or skipped else ["Nothing has been measured yet.\n"]
+    return "\n".join([_FRAME, *(_corpus(report) for report in reports), *left_out, *nothing])
 
 
 def _corpus(report: Row) -> str:

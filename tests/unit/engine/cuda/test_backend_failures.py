@@ -132,7 +132,7 @@ def test_a_kernel_that_does_not_compile_names_file_and_line(
 
     whole = modules.source
     monkeypatch.setattr(
-        modules, "source", lambda file: whole(file).replace("int const b =", "int const b ="[:-1], 1)
+        modules, "source", lambda file: whole(file).replace("int const place =", "int const place", 1)
     )
     world = CudaWorld()
     with pytest.raises(BackendError, match=r"compiling expand.cu: (?s:.*)expand\.cu[:(]\d+"):

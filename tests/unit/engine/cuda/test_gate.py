@@ -55,27 +55,17 @@ class World:
         seen = [set(rng.permutation(num_items)[: rng.integers(0, num_items)].tolist()) for _ in range(batch)]
         gates = [
             None
-            if rng.random() < 0.25
+            if b and rng.random() < 0.25
             else Gate(
                 bias=rng.normal(size=known).astype(F32),
                 keys=rng.normal(size=(known, dim)).astype(F32),
                 context=rng.normal(size=context_dim).astype(F32),
-                rank=int(rng.integers(1, 25)),
+                rank=max(1, pools[b].size + int(rng.choice([-5, 0, 1]))),  # the pool's last place, and beyond
                 margin=float(rng.uniform(0, 2)),
                 residual_weight=float(rng.random()),
             )
-            for known in rng.integers(1, 30, batch)
+            for b, known in enumerate(rng.integers(1, 30, batch))
         ]
-        if not any(gates):
-            return cls.random(
-                seed + 1000,
-                num_items=num_items,
-                degree=degree,
-                batch=batch,
-                width=width,
-                dim=dim,
-                context_dim=context_dim,
-            )
         neighbors = graph(rng, num_items, degree)
         return cls(neighbors, queries, gates, frontiers, scores, pools, seen, width)
 
@@ -143,6 +133,26 @@ def estimate(world: World, sizes: BlockSizes, *, nodes: int, block: int, seed: i
 def test_estimates_are_those_of_the_formula(dim, context_dim, seed) -> None:
     world = World.random(seed, num_items=90, degree=7, batch=4, width=9, dim=dim, context_dim=context_dim)
     estimate(world, SMALL, nodes=4, block=32, seed=seed)
+
+
+@pytest.mark.parametrize("margin", [0, 2, np.inf])
+def test_an_estimate_at_the_threshold_passes(margin) -> None:
+    """Estimates, scores and margins are small integers, so that many are just what they must be."""
+    world = World.random(5, num_items=90, degree=7, batch=4, width=9, dim=3, context_dim=2)
+    rng = np.random.default_rng(5)
+    world.queries = rng.integers(-1, 2, world.queries.shape).astype(np.float16)
+    for b in range(4):
+        world.scores[b] = rng.integers(-4, 5, len(world.frontiers[b])).astype(F32)
+        world.pools[b] = np.repeat(F32(1), 5)
+        world.gates[b] = Gate(
+            bias=rng.integers(-1, 2, 3).astype(F32),
+            keys=rng.integers(-1, 2, (3, 3)).astype(F32),
+            context=rng.integers(-1, 2, 2).astype(F32),
+            rank=5,
+            margin=margin,
+            residual_weight=1.0,
+        )
+    estimate(world, SMALL, nodes=4, block=32)
 
 
 @pytest.mark.parametrize(("degree", "nodes"), [(1, 16), (31, 1), (32, 1), (70, 1)])

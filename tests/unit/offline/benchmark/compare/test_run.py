@@ -107,6 +107,8 @@ def test_the_page_says_what_was_measured_and_what_was_not(report: dict[str, Any]
             assert f"{row['cost']['mean']:,.0f}" in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count(" | ") for line in tables}) == 1
+    assert "Nothing has been measured yet." not in text
+    assert "Nothing has been measured yet." in page([], [])
     without = page([{**report, "timing": None}], [])
     assert "No times were taken." in without
     assert "QPS ÷" not in without
