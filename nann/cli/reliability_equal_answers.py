@@ -128,7 +128,7 @@ def equal_answers_command(
         repository,
         model,
         queries=queries,
-        level_topn=[int(width) for width in level_topn.split(",")],
+        level_topn=_widths(level_topn),
         flags=["--scorer", scorer],
         in_flight=in_flight,
         seed=seed,
@@ -141,6 +141,13 @@ def equal_answers_command(
         kept=result.kept,
         as_json=as_json,
     )
+
+
+def _widths(text: str) -> list[int]:
+    try:
+        return [int(width) for width in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"--level-topn: {error}") from None
 
 
 def measure_equal_answers(

@@ -332,8 +332,7 @@ class Artifact:
         spec = self.manifest.gate
         if spec is None or self.gate_keys is None or self.gate_queries is None:
             return None
-        # A plain view: indexing a mapped array costs more.
-        keys = np.asarray(self.gate_keys)
+        keys = np.asarray(self.gate_keys)  # a plain view: indexing a mapped array costs more
         return GateTables(keys, self.gate_queries, spec.dim, spec.residual_weight, spec.rmse)
 
     @property

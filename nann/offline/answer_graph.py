@@ -13,8 +13,9 @@ from nann.engine.artifacts import Artifact
 from nann.engine.catalog import Catalog
 from nann.engine.search_engine import SearchEngine
 from nann.engine.types import Query, SearchParams
-from nann.offline.build_index import in_reach, write_level
+from nann.offline.build_index import LEAST_CONNECTED, in_reach, write_level
 from nann.offline.builders.nearest import join
+from nann.offline.builders.reachability import unreachable_from
 from nann.offline.co_answers import co_answered, most_answered
 from nann.offline.search_quality import on_all_lanes
 
@@ -69,12 +70,14 @@ def ask_for_answers(
     return answers
 
 
-def learn_graph(artifact: Artifact, answers: Int32[np.ndarray, "users k"]) -> LearntGraph:
+def learn_graph(artifact: Artifact, answers: Int32[np.ndarray, "users k"]) -> LearntGraph | None:
     """Join links between items answered together to the artifact's level 0, nearest items last, and start
     from what is answered most.
 
     Rows keep their width: learnt links take the places of the farthest neighbours. Items that the new
     start points do not reach are linked as `nann index` does.
+
+    None where the learnt links would take the places of those that hold the graph together.
 
     Raises:
         ValueError: the artifact has no item embeddings.
@@ -87,8 +90,11 @@ def learn_graph(artifact: Artifact, answers: Int32[np.ndarray, "users k"]) -> Le
     popular = artifact.start_points[~np.isin(artifact.start_points, starts)]
     start_points = np.concatenate([starts, popular])[:N_STARTS].astype(np.int32)
     roots = {"entry_points": artifact.walk_entry_points, "start_points": start_points}
+    joined = join(links, np.array(artifact.neighbors[0]), degree)
+    if len(unreachable_from(joined, start_points)) > (1 - LEAST_CONNECTED) * artifact.num_items:
+        return None
     level_0, account = in_reach(
-        join(links, np.array(artifact.neighbors[0]), degree),
+        joined,
         np.asarray(artifact.item_vectors),
         artifact.manifest.graph["space"],
         {name: points for name, points in roots.items() if len(points)},

@@ -46,7 +46,8 @@ class HnswGraph:
     that is not on level 1 has an all-padding row there. `nearest` > 0: level 0 is made of so many nearest
     items and of those that have the item among theirs (`builders.nearest`), not of HNSW's own links.
     `entry_points` is NANN's own set (0-based level >= 2; empty in a tiny corpus), `walk_entry_points`
-    that set filled up to 64 from the next lower levels in item order.
+    that set filled up to 64 from the next lower levels in item order. `own_level_0` are HNSW's own links of
+    level 0, whatever `nearest` is.
     """
 
     neighbors: tuple[Int32[np.ndarray, "N degree0"], Int32[np.ndarray, "N degree1"]]
@@ -57,7 +58,8 @@ class HnswGraph:
     ef_construction: int
     space: Space
     seed: int
-    nearest: int = 0
+    nearest: int
+    own_level_0: Int32[np.ndarray, "N degree0"]
 
     @property
     def num_items(self) -> int:
@@ -104,11 +106,10 @@ def build_hnsw(
         faiss.omp_set_num_threads(threads_before)
     levels = faiss.vector_to_array(index.hnsw.levels) - 1
     entry_points = np.flatnonzero(levels >= _ENTRY_LEVEL)
+    level_0 = own_level_0 = _level_table(index, levels, 0)
     if nearest:
         lists = nearest_lists(index, vectors, nearest, num_threads=num_threads)
         level_0 = join(lists, reverse_lists(lists, 2 * m), 2 * m)
-    else:
-        level_0 = _level_table(index, levels, 0)
     return HnswGraph(
         neighbors=(level_0, _level_table(index, levels, 1)),
         item_levels=levels.astype(np.uint8),
@@ -119,6 +120,7 @@ def build_hnsw(
         space=space,
         seed=seed,
         nearest=nearest,
+        own_level_0=own_level_0,
     )
 
 

@@ -32,6 +32,7 @@ __all__ = ["AttentionDnn"]
 QUERY_HIDDEN_UNITS = 128
 QUERY_UNITS = 256
 SCORE_UNITS = (128, 64, 32)
+KEY_BIAS_COLUMNS = 16  # one is meant, the others make a whole vector
 ATTENTION_SCALE = float(1 / np.sqrt(QUERY_UNITS))
 
 
@@ -116,12 +117,15 @@ class ServingAttentionDnn(ServingModel):
         self.query_1, self.key_1 = self.dense(model.query_1), self.dense(model.key_1)
         kernel = key_2.kernel.astype(np.float64) @ query_2.kernel.T * ATTENTION_SCALE
         bias = query_2.kernel.astype(np.float64) @ key_2.bias * ATTENTION_SCALE
-        self.key_kernel = self.constant("key_kernel", kernel.astype(np.float32))
-        self.key_bias = self.constant("key_bias", bias.astype(np.float32))
         bias_kernel = key_2.kernel.astype(np.float64) @ query_2.bias[:, None] * ATTENTION_SCALE
         bias_bias = (key_2.bias.astype(np.float64) @ query_2.bias)[None] * ATTENTION_SCALE
-        self.key_bias_kernel = self.constant("key_bias_kernel", bias_kernel.astype(np.float32))
-        self.key_bias_bias = self.constant("key_bias_bias", bias_bias.astype(np.float32))
+        # Keys and key bias are one product, as wide as whole vectors: XLA rounds a product with one column
+        # differently in batches of different sizes.
+        padding = np.zeros((len(kernel), KEY_BIAS_COLUMNS - 1))
+        kernel = np.concatenate([kernel, bias_kernel, padding], axis=1)
+        bias = np.concatenate([bias, bias_bias, padding[0]])
+        self.key_kernel = self.constant("key_kernel", kernel.astype(np.float32))
+        self.key_bias = self.constant("key_bias", bias.astype(np.float32))
         score_1: FoldedDense = model.score_1.folded()
         width = model.spec.input_dim
         self.value_kernel = self.constant("value_kernel", score_1.kernel[:width])
@@ -133,11 +137,10 @@ class ServingAttentionDnn(ServingModel):
     @override
     def _encode_inputs(self, history_inputs: Any) -> dict[str, Any]:
         hidden = self.key_1(history_inputs)
-        keys = tf.tensordot(hidden, self.key_kernel, 1) + self.key_bias
-        key_bias = tf.tensordot(hidden, self.key_bias_kernel, 1) + self.key_bias_bias
+        keys = tf.linalg.matrix_transpose(tf.tensordot(hidden, self.key_kernel, 1) + self.key_bias)
         return {
-            "user_key_bias": tf.linalg.matrix_transpose(key_bias),
-            "user_keys": tf.linalg.matrix_transpose(keys),
+            "user_key_bias": keys[:, QUERY_HIDDEN_UNITS : QUERY_HIDDEN_UNITS + 1],
+            "user_keys": keys[:, :QUERY_HIDDEN_UNITS],
             "user_values": tf.tensordot(history_inputs, self.value_kernel, 1),
         }
 

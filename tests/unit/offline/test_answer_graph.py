@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -74,3 +76,20 @@ def test_a_graph_of_nearest_items_links_both_ways(nearest: int) -> None:
             for other in row:
                 wanted[other].add(item)
         assert [set(row[row >= 0].tolist()) for row in graph.neighbors[0]] == wanted
+
+
+def test_separate_topics_keep_the_links_that_hold_them_together(tmp_path: Path) -> None:
+    """Near items alone leave each topic on its own: HNSW's links stay, and no learnt links replace them."""
+    from nann.offline.build_index import GraphOptions, build_index
+
+    rng = np.random.default_rng(0)
+    topics = np.repeat(np.eye(100, dtype=np.float32), 6, axis=0)  # more than the 64 entry points reach
+    embeddings = (topics + 0.01 * rng.normal(size=topics.shape)).astype(np.float32)
+    np.save(tmp_path / "item_embs.npy", embeddings)
+    np.save(tmp_path / "item_ids.npy", np.arange(600))
+    report = build_index(tmp_path, tmp_path / "index", options=GraphOptions(m=8, nearest=4))
+    assert report.graph["nearest"] == 0
+    np.save(tmp_path / "item_embs.npy", rng.normal(size=(600, 8)).astype(np.float32))
+    assert (
+        build_index(tmp_path, tmp_path / "other", options=GraphOptions(m=8, nearest=4)).graph["nearest"] == 4
+    )

@@ -33,7 +33,7 @@ from nann.offline.progress import Progress
 
 SILENT = Progress(silent=True)
 N = 60  # items of the data
-OPTIONS = DistillOptions(answers=0, users=48, steps=300, held_out_users=12, dim=4, context_dim=2, lanes=2)
+OPTIONS = DistillOptions(answers=0, users=300, steps=300, held_out_users=12, dim=4, context_dim=2, lanes=2)
 TABLES = ("arrays/gate_keys.npy", "arrays/gate_queries.npy")
 
 
@@ -138,7 +138,7 @@ def test_the_tables_are_in_the_artifact_and_estimate_the_scores(
     assert set(TABLES) <= set(artifact.manifest.files)
     assert spec.rmse == report.quality.rmse < 0.6 * report.quality.spread
     assert report.quality.correlation > 0.9
-    assert spec.training["users"] == 48 and spec.training["features"] == "embedding, input"
+    assert spec.training["users"] == 300 and spec.training["features"] == "embedding, input"
 
 
 def test_the_error_in_the_manifest_is_that_of_the_stored_tables(
@@ -148,7 +148,7 @@ def test_the_error_in_the_manifest_is_that_of_the_stored_tables(
     run, report = finished
     artifact, dataset = Artifact.open(run / "index"), Dataset.load(run / "data")
     keys, queries = (np.asarray(table, np.float64) for table in (artifact.gate_keys, artifact.gate_queries))
-    _, held_out = draw_histories(dataset, n_train=48, n_held_out=12, seed=0)
+    _, held_out = draw_histories(dataset, n_train=300, n_held_out=12, seed=0)
     pairs = score_pairs(engines[0], artifact, held_out, seed=0, progress=SILENT, title="")
     squared = [
         (
