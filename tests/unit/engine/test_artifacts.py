@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 from damage import edit_manifest, flip_byte, reseal, rewrite, truncate
-from engine_world import make_world
+from engine_world import add_gate, make_world
 
 from nann.engine.artifacts import Artifact, Manifest, hash_files, read_manifest, verify_files, write_manifest
 from nann.engine.errors import ArtifactError
@@ -358,6 +358,59 @@ def test_a_missing_field_is_named(version, field) -> None:
 def test_a_field_of_no_sense_is_named(version, field, value) -> None:
     edit_manifest(version, lambda raw: raw.update({field: value}))
     assert f"a valid field {field}" in refused(version, "manifest.json").expected
+
+
+# -- the gate's tables --------------------------------------------------------------------------------
+
+GATE_TABLES = ["gate_keys.npy", "gate_queries.npy"]
+
+
+@pytest.fixture
+def gated(version: Path) -> Path:
+    add_gate(version)
+    return version
+
+
+def test_gate_tables_are_both_there_or_neither(version) -> None:
+    plain = Artifact.open(version)
+    assert plain.manifest.gate is plain.gate_keys is plain.gate_queries is None
+    add_gate(version, dim=3, context_dim=2)
+    artifact = Artifact.open(version)
+    assert artifact.gate_keys.shape == artifact.gate_queries.shape == (N, 6)
+    assert artifact.gate_keys.dtype == np.float16 and not artifact.gate_keys.flags.writeable
+
+
+@pytest.mark.parametrize("name", GATE_TABLES)
+def test_a_manifest_with_a_gate_needs_each_table(gated, name) -> None:
+    (gated / "arrays" / name).unlink()
+    reseal(gated)
+    refused(gated, name)
+
+
+@pytest.mark.parametrize("change", [lambda a: a[:-1], lambda a: a[:, :-1], lambda a: a.astype(np.float32)])
+@pytest.mark.parametrize("name", GATE_TABLES)
+def test_gate_tables_are_of_the_shape_that_the_manifest_says(gated, name, change) -> None:
+    rewrite(gated / "arrays" / name, change)
+    reseal(gated)
+    refused(gated, name, verify="fast")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", GATE_TABLES)
+def test_gate_tables_hold_finite_numbers(gated, name, value) -> None:
+    rewrite(gated / "arrays" / name, lambda a: np.where(np.arange(a.size).reshape(a.shape) == 7, value, a))
+    rewrite(gated / "arrays" / name, lambda a: a.astype(np.float16))
+    reseal(gated)
+    assert refused(gated, name).found.startswith("1 ")
+    Artifact.open(gated, verify="fast")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"dim": 0}, {"context_dim": -1}, {"residual_weight": -1.0}, {"rmse": -1.0}]
+)
+def test_a_gate_of_no_sense_is_refused(gated, wrong) -> None:
+    edit_manifest(gated, lambda raw: raw["gate"].update(wrong))
+    assert f"gate.{next(iter(wrong))}" in refused(gated, "manifest.json").expected
 
 
 def test_a_profile_with_a_gate_needs_one(version) -> None:
