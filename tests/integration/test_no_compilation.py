@@ -51,7 +51,7 @@ def cold(place) -> dict[str, Any]:
 def test_a_thousand_random_queries_compile_no_module(cold) -> None:
     asked = cold["asked"]
     assert asked["n_queries"] >= N_QUERIES
-    assert asked["n_gated"] > 100
+    assert asked["n_gated"] >= 20
     assert set(asked["policies"]) == {"best_first", "level", "exhaustive"}
     assert set(asked["batch_sizes"]) == {"1", "2", "3", "4"}
     assert cold["modules_after_warm_up"] >= cold["n_programs"] > 40
