@@ -26,7 +26,6 @@ from nann.service.allocator import keep_large_blocks_apart
 from nann.service.exposure import warn_of_exposure
 from nann.service.grpc_api.server import GrpcServer, create_server
 from nann.service.health import Health, keep_recovering
-from nann.service.http_api.app import create_app
 from nann.service.http_api.server import HttpServer, create_http_server
 from nann.service.logs import configure_logging, get_logger
 from nann.service.metrics import Metrics
@@ -158,8 +157,9 @@ class Application:
         warn_of_exposure(settings, access)
         listener = _listen(settings.host, settings.rest_port)
         self.rest_port = listener.getsockname()[1]
-        app = create_app(service, settings, self.health, self.metrics, access, self._tracing)
-        self._http = create_http_server(app, settings, self.metrics, tls)
+        self._http = create_http_server(
+            service, settings, self.health, self.metrics, access, tls, self._tracing
+        )
         self._http_task = asyncio.create_task(self._http.serve(sockets=[listener]))
         self._grpc, self.grpc_port = create_server(
             service, settings, self.health, self.metrics, access, tls, self._tracing

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+import structlog
 from fake_engine import PATIENCE_S, FakeEngine
 from transports import Transports
 
@@ -95,6 +96,71 @@ async def test_a_body_that_is_never_read_leaves_its_connection_usable(tmp_path: 
             response = await world.http.post("/retrieve", content=b"[" * 500_000)
             assert response.status_code == 429
         assert (await world.http.get("/livez")).status_code == 200
+
+
+async def test_the_short_way_of_a_refusal_says_what_the_long_way_says(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"admin admin {ADMIN_KEY}\n")
+    async with full(tmp_path, api_keys_file=keys, access_log=True) as world:
+        mine = {"x-request-id": "mine", "x-api-key": ADMIN_KEY}
+        with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
+            short = await world.http.post("/retrieve", content=NONSENSE, headers=mine)
+            ways = [short]
+            for more, target in (({"connection": "close"}, "/retrieve"), ({}, "/retrieve?")):
+                ways.append(await world.http.post(target, content=NONSENSE, headers=mine | more))
+        for long in ways[1:]:
+            assert (long.status_code, long.content) == (short.status_code, short.content)
+            expected = {**short.headers, "date": long.headers["date"]}
+            assert {**long.headers} in (expected, {**expected, "connection": "close"})
+        seen = [
+            {name: line[name] for name in ("event", "code", "method", "caller", "request_id")}
+            for line in lines
+        ]
+        assert (
+            seen
+            == [
+                {
+                    "event": "request",
+                    "code": "overloaded",
+                    "method": "retrieve",
+                    "caller": "admin",
+                    "request_id": "mine",
+                }
+            ]
+            * 3
+        )
+        text = (await world.http.get("/metrics", headers=mine)).text
+        assert 'nann_requests_total{api="rest",code="overloaded",method="retrieve",model="nann"} 3.0' in text
+
+
+async def test_pipelined_requests_are_refused_each_in_its_turn(tmp_path: Path) -> None:
+    """The first of them is no search and takes the long way; the refusals behind it may not overtake it."""
+    refused = b"POST /retrieve HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\nx-request-id: %d\r\n\r\nabcde"
+    async with full(tmp_path) as world:
+        reader, writer = await asyncio.open_connection(*world.address)
+        writer.write(b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n" + refused % 1 + refused % 2)
+        statuses = []
+        async with asyncio.timeout(PATIENCE_S):
+            for _ in range(3):
+                head = await reader.readuntil(b"\r\n\r\n")
+                fields = dict(
+                    line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line
+                )
+                await reader.readexactly(int(fields[b"content-length"]))
+                statuses.append((head.split()[1], fields[b"x-request-id"]))
+            # And alone, its body in pieces.
+            for n in (3, 4):
+                request = refused % n
+                for part in (request[:30], request[30:-2], request[-2:]):
+                    writer.write(part)
+                    await asyncio.sleep(0.01)
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert b"x-request-id: %d" % n in head
+                await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
+        assert [status for status, _ in statuses] == [b"200", b"429", b"429"]
+        assert [number for _, number in statuses[1:]] == [b"1", b"2"]
+        writer.close()
+        await writer.wait_closed()
 
 
 async def test_a_full_queue_concerns_nobody_who_needs_no_lane(tmp_path: Path) -> None:

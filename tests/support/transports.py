@@ -16,7 +16,6 @@ from fake_engine import PATIENCE_S, FakeEngine
 from nann.service.access import open_access
 from nann.service.grpc_api.server import create_server
 from nann.service.health import Health
-from nann.service.http_api.app import create_app
 from nann.service.http_api.server import create_http_server
 from nann.service.metrics import Metrics
 from nann.service.pb import retrieval_pb2_grpc
@@ -71,8 +70,9 @@ class Transports:
     async def open(self, *, load: bool = True) -> AsyncIterator[Transports]:
         listener = socket.create_server(("127.0.0.1", 0))
         access, tls = open_access(self.settings, self.metrics), open_tls(self.settings, self.metrics)
-        app = create_app(self.service, self.settings, self.health, self.metrics, access, self.tracing)
-        self.server = create_http_server(app, self.settings, self.metrics, tls)
+        self.server = create_http_server(
+            self.service, self.settings, self.health, self.metrics, access, tls, self.tracing
+        )
         serving = asyncio.create_task(self.server.serve(sockets=[listener]))
         grpc_server, self.grpc_port = create_server(
             self.service, self.settings, self.health, self.metrics, access, tls, self.tracing

@@ -5,14 +5,16 @@ number of connections, and waits for ever for a caller who does not read the ans
 
 Connections above the limit are answered 503 and closed, but a few of them may ask the probes and /metrics:
 an orchestrator that is turned away kills a server that has nothing worse than many callers.
+
+What the turnstile refuses is answered from here, and its body is read over.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import orjson
 from typing_extensions import override
@@ -21,7 +23,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from nann.service.logs import new_request_id
 from nann.service.wire.rest_json import body_of_error
 
-__all__ = ["REFUSALS", "Limits", "limited_connection"]
+__all__ = ["REFUSALS", "Limits", "Refusal", "Turnstile", "limited_connection"]
 
 # Failures of a connection, before there is a request: code -> status.
 REFUSALS: Final = {"malformed_http": 400, "headers_too_large": 431, "too_many_connections": 503}
@@ -43,7 +45,21 @@ class Limits:
     client_timeout_s: float
 
 
-def limited_connection(limits: Limits, on_refused: Callable[[], None]) -> type[asyncio.Protocol]:
+class Refusal(NamedTuple):
+    """The answer to a request that there is no room for."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+# Given method, target and headers of a request; None: there is room, as far as these tell.
+Turnstile: TypeAlias = Callable[[bytes, bytes, Sequence[tuple[bytes, bytes]]], Refusal | None]
+
+
+def limited_connection(
+    limits: Limits, on_refused: Callable[[], None], turnstile: Turnstile
+) -> type[asyncio.Protocol]:
     """The protocol class for ``uvicorn.Config(http=…)``, which makes its instances itself.
 
     `on_refused` hears of each connection that is closed because there are too many.
@@ -52,6 +68,7 @@ def limited_connection(limits: Limits, on_refused: Callable[[], None]) -> type[a
     class LimitedConnection(_Connection):
         LIMITS = limits
         ON_REFUSED = staticmethod(on_refused)
+        TURNSTILE = staticmethod(turnstile)
 
     return LimitedConnection
 
@@ -60,9 +77,23 @@ class _Refused(Exception):
     """Ends the parsing; the caller has been answered."""
 
 
+class _Answered:
+    """Stands for the exchange of a request that was answered without one; uvicorn skips the rest of it."""
+
+    response_complete = True
+    keep_alive = True
+
+    def __init__(self) -> None:
+        self.message_event = asyncio.Event()
+
+
+_ANSWERED: Final = _Answered()
+
+
 class _Connection(HttpToolsProtocol):
     LIMITS: Limits
     ON_REFUSED: Callable[[], None]
+    TURNSTILE: Turnstile
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -134,6 +165,8 @@ class _Connection(HttpToolsProtocol):
             limit = self.LIMITS.max_connections
             self._refuse("too_many_connections", f"{limit} connections are open, and no more are taken")
             raise _Refused
+        if self._turned_away():
+            return
         super().on_headers_complete()
         if self._is_reserved and self.cycle is not None:
             self.cycle.keep_alive = False
@@ -146,6 +179,25 @@ class _Connection(HttpToolsProtocol):
             self._reading.cancel()
             self._reading = None
         super().on_message_complete()
+
+    def _turned_away(self) -> bool:
+        """Answer the request if there is no room for it; for the usual kind, that has nobody before it."""
+        if (
+            not (self.cycle is None or self.cycle.response_complete)
+            or self.expect_100_continue
+            or self.parser.get_http_version() != "1.1"
+            or not self.parser.should_keep_alive()
+        ):
+            return False
+        refusal = self.TURNSTILE(self.parser.get_method(), self.url, self.headers)
+        if refusal is None:
+            return False
+        self.cycle = _ANSWERED  # type: ignore[assignment]
+        lines = [*self.server_state.default_headers, *refusal.headers]
+        head = b"".join(b"%s: %s\r\n" % line for line in lines)
+        self.transport.write(b"%s%s\r\n%s" % (STATUS_LINE[refusal.status], head, refusal.body))
+        self.on_response_complete()
+        return True
 
     # Answers
 

@@ -7,13 +7,18 @@ import math
 from collections.abc import Iterator
 
 import uvicorn
-from fastapi import FastAPI
 from typing_extensions import override
 
+from nann.service.access import Access
+from nann.service.health import Health
+from nann.service.http_api.app import create_app
 from nann.service.http_api.connection import Limits, limited_connection
+from nann.service.http_api.turnstile import Turnstile
 from nann.service.metrics import Metrics
+from nann.service.retrieval import RetrievalService
 from nann.service.settings import Settings
 from nann.service.tls import Tls
+from nann.service.tracing import Tracing
 
 __all__ = ["HttpServer", "create_http_server"]
 
@@ -32,14 +37,27 @@ class HttpServer(uvicorn.Server):
 
 
 def create_http_server(
-    app: FastAPI, settings: Settings, metrics: Metrics, tls: Tls | None = None
+    service: RetrievalService,
+    settings: Settings,
+    health: Health,
+    metrics: Metrics,
+    access: Access | None = None,
+    tls: Tls | None = None,
+    tracing: Tracing | None = None,
 ) -> HttpServer:
-    """The server of `app`; give ``serve`` the sockets to listen on."""
+    """The server of the application; give ``serve`` the sockets to listen on."""
+    app = create_app(service, settings, health, metrics, access, tracing)
+    # A refusal that is traced needs a span, and goes the long way.
+    turnstile = (
+        Turnstile(service, access, metrics, access_log=settings.access_log).refusal
+        if tracing is None
+        else lambda _method, _target, _headers: None
+    )
     limits = Limits(settings.max_connections, settings.max_header_bytes, settings.client_timeout_s)
     return HttpServer(
         uvicorn.Config(
             app,
-            http=limited_connection(limits, metrics.connection_refused),
+            http=limited_connection(limits, metrics.connection_refused, turnstile),
             ws="none",
             lifespan="off",
             log_config=None,

@@ -1,0 +1,77 @@
+"""Refuses searches that no queue has room for from their heads alone, before the framework hears of them.
+
+A server that is asked for several times what it can do refuses most of its requests. Through the framework a
+refusal takes twice the processor time that it takes here, and all of it is taken from searches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from nann.engine.errors import Overloaded, RetrievalError
+from nann.service.access import Access, Role, bearer_key
+from nann.service.errors import error_row
+from nann.service.http_api.call import error_response
+from nann.service.http_api.connection import Refusal
+from nann.service.logs import caller_context, get_logger, request_context
+from nann.service.metrics import Metrics
+from nann.service.retrieval import RetrievalService
+from nann.service.wire.checks import request_id_of
+
+__all__ = ["Turnstile"]
+
+# The route that callers keep busy, and its name in the metrics. All others go the long way.
+_SEARCH: Final = (b"POST", b"/retrieve")
+_METHOD: Final = "retrieve"
+
+log = get_logger(__name__)
+
+
+class Turnstile:
+    """Says what `Guard` and `Routes.answer` would say to a search that there is no room for."""
+
+    def __init__(
+        self, service: RetrievalService, access: Access | None, metrics: Metrics, *, access_log: bool
+    ) -> None:
+        self._service = service
+        self._access = None if access is None or access.is_open else access
+        self._metrics = metrics
+        self._access_log = access_log
+
+    def refusal(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> Refusal | None:
+        """The answer to a request that is refused; None: it is to go on.
+
+        Names of `headers` are in lower case.
+        """
+        if (method, target) != _SEARCH:
+            return None
+        start_s = time.perf_counter()
+        try:
+            self._service.refuse_unread(searches=True)
+            return None
+        except Overloaded as error:
+            failure = error
+        except RetrievalError:
+            return None
+        sent = {name: value.decode("latin-1") for name, value in headers}
+        caller = None
+        if self._access is not None:
+            try:
+                caller = self._access.allow(
+                    bearer_key(sent.get(b"authorization"), sent.get(b"x-api-key")), Role.READ
+                )
+            except RetrievalError:
+                return None
+        request_id = request_id_of(sent.get(b"x-request-id"))
+        response = error_response(failure, request_id)
+        code, duration_s = error_row(failure).code, time.perf_counter() - start_s
+        self._metrics.observe_request(
+            api="rest", method=_METHOD, model=None, code=code, duration_s=duration_s
+        )
+        if self._access_log:
+            with request_context(request_id, sent.get(b"traceparent")), caller_context(caller or ""):
+                log.info("request", api="rest", method=_METHOD, code=code, duration_ms=duration_s * 1e3)
+        lines = [*response.raw_headers, (b"x-request-id", request_id.encode())]
+        return Refusal(response.status_code, lines, bytes(response.body))
