@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -371,12 +372,25 @@ def test_a_damaged_cache_entry_is_made_anew(published, tmp_path, content) -> Non
 
 
 def test_the_environment_is_as_it_was_after_a_client_was_made(monkeypatch) -> None:
+    # A client is made once for each number of threads: these nobody else asks for.
     monkeypatch.setenv("NPROC", "7")
-    PjrtDevice.cpu(threads=1, options={})
+    PjrtDevice.cpu(threads=5, options={})
     assert os.environ["NPROC"] == "7"
     monkeypatch.delenv("NPROC")
-    PjrtDevice.cpu(threads=1, options={})
+    PjrtDevice.cpu(threads=6, options={})
     assert "NPROC" not in os.environ
+
+
+def test_versions_that_come_and_go_leave_no_threads_behind(published) -> None:
+    def threads_after_a_load() -> int:
+        programs = opened(published[0])
+        programs.device.put(np.ones(3, np.float32))  # JAX remembers the device for good
+        programs.compile("score", (1, 64))
+        del programs
+        gc.collect()
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    assert threads_after_a_load() == threads_after_a_load() == threads_after_a_load()
 
 
 # -- programs of JAX functions -----------------------------------------------------------------

@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -87,12 +88,8 @@ class PjrtDevice:
         JAX's own CPU client, shared by the process, offers neither.
         """
         _jaxlib()
-        from jax._src.lib import xla_client
-
-        # The pool's size is read from NPROC while the client is made, and from nowhere else.
-        with _ENVIRONMENT, _environment("NPROC", None if threads is None else str(threads)):
-            client = xla_client.make_cpu_client(asynchronous=False)
-        return cls(client.devices()[0], platform="cpu", options=options, threads=threads)
+        device = _cpu_client(threads).devices()[0]
+        return cls(device, platform="cpu", options=options, threads=threads)
 
     @classmethod
     def cuda(
@@ -178,6 +175,17 @@ class PjrtDevice:
             _processor() if self.platform == "cpu" else "",
         ]
         return hashlib.sha256("\n".join(parts).encode() + b"\n" + module).hexdigest()
+
+
+@cache
+def _cpu_client(threads: int | None) -> Any:
+    """The process's only client of `threads`: JAX's caches hold on to each device that was ever put on, and
+    so to its client, whose dozen threads every version would otherwise leave behind."""
+    from jax._src.lib import xla_client
+
+    # The pool's size is read from NPROC while the client is made, and from nowhere else.
+    with _ENVIRONMENT, _environment("NPROC", None if threads is None else str(threads)):
+        return xla_client.make_cpu_client(asynchronous=False)
 
 
 class Program:
