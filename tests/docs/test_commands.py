@@ -22,7 +22,7 @@ from documents import (
 )
 
 from nann.cli.main import app
-from nann.cli.reliability import app as reliability
+from nann.cli.reliability.commands import app as reliability
 from nann.offline.build_index import PRESETS, GraphOptions
 
 GROUP: Any = typer.main.get_command(app)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from golden import GOLDEN
 
-from nann.cli.reliability_environment import MISSPELT, measure_environment
+from nann.cli.reliability.environment import MISSPELT, measure_environment
 from nann.service.settings import ENV_PREFIX, Settings
 
 

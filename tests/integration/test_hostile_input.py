@@ -12,10 +12,10 @@ import pytest
 from fake_engine import FakeEngine
 from transports import Transports
 
-from nann.cli.reliability_artifacts import offer_damaged
-from nann.cli.reliability_damage import damage, link_version
-from nann.cli.reliability_fuzz import FuzzResult, fuzz_server
-from nann.cli.reliability_inputs import Hostile, ProtoInputs
+from nann.cli.reliability.artifacts import offer_damaged
+from nann.cli.reliability.damage import damage, link_version
+from nann.cli.reliability.fuzz import FuzzResult, fuzz_server
+from nann.cli.reliability.inputs import Hostile, ProtoInputs
 from nann.engine.artifacts import Artifact
 from nann.engine.errors import ArtifactError, RetrievalError
 from nann.service.pb import retrieval_pb2 as pb

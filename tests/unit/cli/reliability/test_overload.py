@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nann.cli.reliability_free_engine import free_server
-from nann.cli.reliability_overload import Offer, OverloadResult, offer_overload, recovery_s
+from nann.cli.reliability.free_engine import free_server
+from nann.cli.reliability.overload import Offer, OverloadResult, offer_overload, recovery_s
 from nann.offline.benchmark.load import OK, Outcome, Sample
 from nann.offline.benchmark.percentiles import LatencyBlock
 from nann.offline.benchmark.users import User

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import orjson
 
-from nann.cli.reliability_drain import DrainResult, Pressure, drain_once, taken_up
-from nann.cli.reliability_free_engine import free_server
+from nann.cli.reliability.drain import DrainResult, Pressure, drain_once, taken_up
+from nann.cli.reliability.free_engine import free_server
 from nann.offline.benchmark.load import OK
 from nann.offline.benchmark.users import User
 

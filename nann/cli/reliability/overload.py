@@ -20,7 +20,8 @@ from nann.cli.benchmark_engine import find_version
 from nann.cli.benchmark_http import HttpClient
 from nann.cli.benchmark_targets import Ask, grpc_target
 from nann.cli.output import JsonOption
-from nann.cli.reliability_process import BusyClock, process_figures
+from nann.cli.reliability.process import BusyClock, process_figures
+from nann.cli.reliability.row import print_row
 from nann.cli.server_process import RunningServer, running_server
 from nann.offline.benchmark.load import (
     OK,
@@ -145,8 +146,6 @@ def overload_command(
     as_json: JsonOption = False,
 ) -> None:
     """Overload: goodput, the speed of refusals, memory, and recovery."""
-    from nann.cli.reliability import print_row
-
     offer = Offer(factor=factor, deadline_ms=deadline_ms, transport=transport, duration_s=duration)
     result = measure_overload(repository, model, offer, seed=seed)
     print_row(

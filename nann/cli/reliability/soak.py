@@ -21,8 +21,9 @@ from nann.cli.benchmark_engine import find_version
 from nann.cli.benchmark_http import HttpClient
 from nann.cli.benchmark_targets import Ask, rest_target
 from nann.cli.output import JsonOption
-from nann.cli.reliability_process import ProcessFigures, process_figures
-from nann.cli.reliability_raw import Exchange, grpc_exchange, query_fields, query_message
+from nann.cli.reliability.process import ProcessFigures, process_figures
+from nann.cli.reliability.raw import Exchange, grpc_exchange, query_fields, query_message
+from nann.cli.reliability.row import print_row
 from nann.cli.server_process import RunningServer, running_server
 from nann.offline.benchmark.load import OK, Load, Outcome, Sample, closed_loop, open_loop, precise_timer
 from nann.offline.benchmark.percentiles import LatencyBlock
@@ -117,8 +118,6 @@ def soak_command(
     as_json: JsonOption = False,
 ) -> None:
     """A soak: memory, compilations and file descriptors under a mixture of calls."""
-    from nann.cli.reliability import print_row
-
     result = measure_soak(repository, model, seconds=60 * minutes, share=share, seed=seed)
     print_row(
         f"A soak of {minutes:g} minutes at {share:.0%} of capacity (REST, gRPC, batches, live events, "

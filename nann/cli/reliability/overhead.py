@@ -32,8 +32,8 @@ import uvloop
 
 from nann.cli.benchmark_engine import find_version
 from nann.cli.output import JsonOption
-from nann.cli.reliability_free_engine import free_server
-from nann.cli.reliability_raw import (
+from nann.cli.reliability.free_engine import free_server
+from nann.cli.reliability.raw import (
     RETRIEVE,
     Exchange,
     grpc_exchange,
@@ -41,6 +41,7 @@ from nann.cli.reliability_raw import (
     query_message,
     rest_exchange,
 )
+from nann.cli.reliability.row import print_row
 from nann.cli.server_process import RunningServer, running_server
 from nann.offline.benchmark.users import User, sample_users
 from nann.offline.progress import Progress
@@ -165,8 +166,6 @@ def overhead_command(
     as_json: JsonOption = False,
 ) -> None:
     """Overhead at one request in flight, REST and gRPC."""
-    from nann.cli.reliability import print_row
-
     users = sample_users(find_version(repository, model), limit=_USERS, seed=seed)
     named = [] if model is None else ["--model", model]
     with (

@@ -20,9 +20,9 @@ import uvloop
 from nann.cli.benchmark_engine import engine_queries, find_version, serve_version
 from nann.cli.benchmark_targets import Ask
 from nann.cli.output import JsonOption
-from nann.cli.reliability_free_engine import free_server
-from nann.cli.reliability_process import BusyClock
-from nann.cli.reliability_raw import (
+from nann.cli.reliability.free_engine import free_server
+from nann.cli.reliability.process import BusyClock
+from nann.cli.reliability.raw import (
     BATCH_RETRIEVE,
     RawTarget,
     batch_message,
@@ -31,6 +31,7 @@ from nann.cli.reliability_raw import (
     query_message,
     rest_exchange,
 )
+from nann.cli.reliability.row import print_row
 from nann.cli.server_process import RunningServer, running_server
 from nann.engine.search_engine import PreparedQuery, SearchEngine
 from nann.offline.benchmark.load import Load, Target, closed_loop
@@ -118,8 +119,6 @@ def throughput_command(
     as_json: JsonOption = False,
 ) -> None:
     """Service throughput against the engine's, at saturation."""
-    from nann.cli.reliability import print_row
-
     result = measure_throughput(repository, model, rounds=rounds, seconds=seconds, seed=seed)
     print_row(
         "Service throughput ≥ 90 % of the engine's at saturation",
@@ -247,8 +246,6 @@ def ceiling_command(
     as_json: JsonOption = False,
 ) -> None:
     """The ceiling of single-query RPCs and of BatchRetrieve, with an engine that costs nothing."""
-    from nann.cli.reliability import print_row
-
     users = sample_users(find_version(repository, model), limit=_USERS, seed=seed)
     result = measure_ceiling(users, rounds=rounds, seconds=seconds)
     print_row(

@@ -27,7 +27,7 @@ _POLL_INTERVAL_S = 0.05
 # Ids and scores as long as those of Brunch, so that answers are as long.
 _FIRST_ID = 1_000_000_000
 _COST = 3_600
-_PROGRAM = "import sys; from nann.cli.reliability_free_engine import serve_free; serve_free(sys.argv[1])"
+_PROGRAM = "import sys; from nann.cli.reliability.free_engine import serve_free; serve_free(sys.argv[1])"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from nann.cli.benchmark_http import HttpClient
-from nann.cli.reliability_inputs import Hostile, ProtoInputs, RestInputs
+from nann.cli.reliability.inputs import Hostile, ProtoInputs, RestInputs
 from nann.cli.server_process import running_server
 from nann.offline.progress import Progress, Stage
 from nann.service.pb import retrieval_pb2 as pb

@@ -21,6 +21,7 @@ import uvloop
 from nann.cli.benchmark_engine import find_version
 from nann.cli.benchmark_targets import Ask, grpc_target, rest_target
 from nann.cli.output import JsonOption
+from nann.cli.reliability.row import print_row
 from nann.cli.server_process import RunningServer, running_server
 from nann.offline.benchmark.load import OK, Load, Sample, Target, closed_loop, open_loop, precise_timer
 from nann.offline.benchmark.users import User, sample_users
@@ -115,8 +116,6 @@ def drain_command(
     as_json: JsonOption = False,
 ) -> None:
     """SIGTERM under load over REST and gRPC."""
-    from nann.cli.reliability import print_row
-
     result = measure_drains(repository, model, Pressure(share=share), terminations=terminations, seed=seed)
     print_row(
         f"SIGTERM at {share:.0%} of capacity, REST and gRPC: every accepted request is answered, new ones "

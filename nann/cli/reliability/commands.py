@@ -6,25 +6,21 @@ time; the server is a child process. To add a promise: a subcommand here that en
 
 from __future__ import annotations
 
-import shlex
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from nann.cli.output import JsonOption, emit
-from nann.cli.reliability_drain import drain_command
-from nann.cli.reliability_equal_answers import equal_answers_command
-from nann.cli.reliability_overhead import overhead_command
-from nann.cli.reliability_overload import overload_command
-from nann.cli.reliability_soak import soak_command
-from nann.cli.reliability_throughput import ceiling_command, throughput_command
-from nann.engine.scoring.native_log import quiet_native_log
-from nann.offline.benchmark.machine import Machine
+from nann.cli.output import JsonOption
+from nann.cli.reliability.drain import drain_command
+from nann.cli.reliability.equal_answers import equal_answers_command
+from nann.cli.reliability.overhead import overhead_command
+from nann.cli.reliability.overload import overload_command
+from nann.cli.reliability.row import print_row
+from nann.cli.reliability.soak import soak_command
+from nann.cli.reliability.throughput import ceiling_command, throughput_command
 
-__all__ = ["Row", "app", "print_row"]
+__all__ = ["app"]
 
 app = typer.Typer(
     help="Measure what docs/reliability.md promises; one table row a subcommand.",
@@ -34,29 +30,9 @@ app = typer.Typer(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table: what is promised, what was measured, and whether that keeps the promise."""
-
-    promise: str
-    measured: str
-    kept: bool
-    command: str
-    machine: Machine
-
-
 @app.callback()
 def _one_of_several() -> None:
     """Measure what docs/reliability.md promises; one table row a subcommand."""
-
-
-def print_row(promise: str, measured: str, *, kept: bool, as_json: bool) -> None:
-    """Print the row, and end with 1 when the promise was not kept."""
-    command = "python -m nann.cli.reliability " + shlex.join(sys.argv[1:])
-    row = Row(promise, measured, kept, command, Machine.here())
-    cells = (promise, measured, "yes" if kept else "**no**", f"`{command}`")
-    emit(row, as_json=as_json, words=f"| {' | '.join(cells)} |\n\n{row.machine.line()}")
-    raise typer.Exit(0 if kept else 1)
 
 
 Repository = Annotated[Path, typer.Option(help="A model repository; nothing is written into it.")]
@@ -78,7 +54,7 @@ def swap(
     as_json: JsonOption = False,
 ) -> None:
     """Hot swaps under load: failures, answers that mix versions, and latency during swaps."""
-    from nann.cli.reliability_swap import measure_swaps
+    from nann.cli.reliability.swap import measure_swaps
 
     flags = ["--max-batch-size", str(max_batch_size)]
     result = measure_swaps(repository, model, other=other, swaps=swaps, share=share, flags=flags, seed=seed)
@@ -105,7 +81,7 @@ def server_kill(
     as_json: JsonOption = False,
 ) -> None:
     """``kill -9`` of the server under a stream of events: none that was acknowledged may be lost."""
-    from nann.cli.reliability_histories import measure_kills
+    from nann.cli.reliability.histories import measure_kills
 
     result = measure_kills(repository, store=store, kills=kills, writers=writers, seconds=seconds)
     print_row(
@@ -126,7 +102,7 @@ def redis_outage(
     as_json: JsonOption = False,
 ) -> None:
     """``kill -9`` of Redis under load, and its return."""
-    from nann.cli.reliability_histories import measure_outage
+    from nann.cli.reliability.histories import measure_outage
 
     result = measure_outage(repository, rate_qps=rate, seconds=seconds, failure=failure, seed=seed)
     answer = "are answered from the model's own history and say so" if failure == "base" else "get 503"
@@ -146,7 +122,7 @@ def fuzz(
     as_json: JsonOption = False,
 ) -> None:
     """Hostile requests over REST and gRPC, and TensorProto decoding."""
-    from nann.cli.reliability_fuzz import measure_fuzz
+    from nann.cli.reliability.fuzz import measure_fuzz
 
     result = measure_fuzz(repository, requests=requests, seed=seed)
     print_row(
@@ -167,7 +143,7 @@ def artifacts(
     as_json: JsonOption = False,
 ) -> None:
     """Damaged versions offered to a server that serves."""
-    from nann.cli.reliability_artifacts import measure_damage
+    from nann.cli.reliability.artifacts import measure_damage
 
     result = measure_damage(repository, model, versions=versions, seed=seed)
     print_row(
@@ -181,7 +157,7 @@ def artifacts(
 @app.command()
 def service_links(repository: Repository, model: Model = None, as_json: JsonOption = False) -> None:
     """Kubernetes' service-link variables and a misspelt setting."""
-    from nann.cli.reliability_environment import measure_environment
+    from nann.cli.reliability.environment import measure_environment
 
     result = measure_environment(repository, model)
     print_row(
@@ -199,8 +175,3 @@ app.command("throughput")(throughput_command)
 app.command("ceiling")(ceiling_command)
 app.command("soak")(soak_command)
 app.command("equal-answers")(equal_answers_command)
-
-
-if __name__ == "__main__":
-    quiet_native_log()
-    app(prog_name="python -m nann.cli.reliability")

@@ -16,7 +16,7 @@ import uvloop
 
 from nann.cli.benchmark_engine import find_version
 from nann.cli.benchmark_http import HttpClient
-from nann.cli.reliability_damage import damage, link_version
+from nann.cli.reliability.damage import damage, link_version
 from nann.cli.server_process import running_server
 from nann.offline.benchmark.users import sample_users
 from nann.offline.progress import Progress, Stage

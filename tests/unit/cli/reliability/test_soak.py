@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from nann.cli.reliability_free_engine import free_server
-from nann.cli.reliability_process import ProcessFigures
-from nann.cli.reliability_soak import Slice, SoakResult, soak_server
+from nann.cli.reliability.free_engine import free_server
+from nann.cli.reliability.process import ProcessFigures
+from nann.cli.reliability.soak import Slice, SoakResult, soak_server
 from nann.offline.benchmark.load import OK
 from nann.offline.benchmark.percentiles import LatencyBlock
 from nann.offline.benchmark.users import User

@@ -13,7 +13,7 @@ from fake_engine import FakeEngine
 from golden import GOLDEN, load_engine
 from transports import Transports
 
-from nann.cli.reliability_equal_answers import EqualAnswers, compare_surfaces
+from nann.cli.reliability.equal_answers import EqualAnswers, compare_surfaces
 from nann.engine.search_engine import SearchEngine
 from nann.engine.types import Hits
 

@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import pytest
 
-from nann.cli.reliability_free_engine import FreeEngine, free_server
-from nann.cli.reliability_overhead import OverheadResult, Series, measure_overheads
-from nann.cli.reliability_throughput import Rate, ThroughputResult, engine_qps, measure_ceiling
+from nann.cli.reliability.free_engine import FreeEngine, free_server
+from nann.cli.reliability.overhead import OverheadResult, Series, measure_overheads
+from nann.cli.reliability.throughput import Rate, ThroughputResult, engine_qps, measure_ceiling
 from nann.engine.types import Query, SearchParams
 from nann.offline.benchmark.users import User
 

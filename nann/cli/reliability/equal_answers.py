@@ -18,7 +18,8 @@ import uvloop
 from nann.cli.benchmark_engine import find_version
 from nann.cli.benchmark_http import HttpClient
 from nann.cli.output import JsonOption
-from nann.cli.reliability_surfaces import Answer, Surface, open_surfaces
+from nann.cli.reliability.row import print_row
+from nann.cli.reliability.surfaces import Answer, Surface, open_surfaces
 from nann.cli.server_process import running_server
 from nann.engine.artifacts import read_manifest
 from nann.offline.benchmark.embedded import embedded_histories
@@ -122,8 +123,6 @@ def equal_answers_command(
     as_json: JsonOption = False,
 ) -> None:
     """The same queries over every surface, alone and in batches of every size; needs TensorFlow here."""
-    from nann.cli.reliability import print_row
-
     result = measure_equal_answers(
         repository,
         model,

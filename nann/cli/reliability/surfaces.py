@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import orjson
 
-from nann.cli.reliability_raw import BATCH_RETRIEVE, RETRIEVE, Exchange, grpc_exchange, rest_exchange
+from nann.cli.reliability.raw import BATCH_RETRIEVE, RETRIEVE, Exchange, grpc_exchange, rest_exchange
 from nann.engine.types import ItemId
 from nann.service.pb import retrieval_pb2 as pb
 from nann.service.wire import tf_messages
