@@ -17,9 +17,20 @@ from nann.offline.metrics.ranking import Interval, bootstrap_mean
 if TYPE_CHECKING:
     from jaxtyping import Float64
 
-__all__ = ["Point", "bootstrap_percentile", "cheapest_reaching", "pareto", "point", "ratio", "thinned"]
+__all__ = [
+    "Point",
+    "bootstrap_percentile",
+    "cheapest_reaching",
+    "pareto",
+    "point",
+    "ratio",
+    "thinned",
+    "worth_measuring",
+]
 
 _RESAMPLES = 1000
+# Of recall, between settings measured on the same few users: half of the least step between two targets.
+_CLEARLY = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +88,18 @@ def pareto(points: Sequence[Point]) -> list[int]:
         if not kept or points[i].recall.mean > points[kept[-1]].recall.mean:
             kept.append(i)
     return kept
+
+
+def worth_measuring(points: Sequence[Point]) -> list[int]:
+    """Places of the points that no other clearly beats: at no more cost it finds `_CLEARLY` more."""
+    return [
+        place
+        for place, one in enumerate(points)
+        if not any(
+            other.cost.mean <= one.cost.mean and other.recall.mean >= one.recall.mean + _CLEARLY
+            for other in points
+        )
+    ]
 
 
 def cheapest_reaching(points: Sequence[Point], target: float) -> int | None:

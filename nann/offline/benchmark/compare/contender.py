@@ -88,6 +88,10 @@ class UserSet:
         targets = np.array([index.get(target, -1) for target in users.targets], dtype=np.int64)
         return cls(users.split, users.histories, np.stack([row for row in rows if row is not None]), targets)
 
+    def first(self, count: int) -> UserSet:
+        """The first `count` of them."""
+        return UserSet(self.split, self.history_ids[:count], self.histories[:count], self.targets[:count])
+
     def __len__(self) -> int:
         return len(self.targets)
 

@@ -81,9 +81,8 @@ def _pruned(k: int, num_items: int) -> list[Params]:
 def level_sweep(k: int, num_items: int) -> list[Params]:
     """NANN's two published settings and what lies between and above: shapes times scales."""
     # reference/nann.md, "Served", and reference/search-findings.md; t5 is the number of answers.
-    # A third shape, that narrows from step to step, was on no front of Brunch-small.
     shapes = ((100, 200, 200, 200, 200), (100, 200, 400, 400, 400))
-    scales = (0.5, 0.75, 1, 1.5, 2, 3, 4, 6)
+    scales = (0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 6)
     return [
         {"level_topn": [*(round(width * scale) for width in shape), k]}
         for shape in shapes

@@ -47,6 +47,10 @@ class Truth:
     item_index: Int32[np.ndarray, "users k"]
     score: Float32[np.ndarray, "users k"]
 
+    def first(self, count: int) -> Truth:
+        """Those of the first `count` users."""
+        return Truth(self.item_index[:count], self.score[:count])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Measured:

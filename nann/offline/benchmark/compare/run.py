@@ -9,7 +9,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from nann.offline.benchmark.compare.choice import Point, cheapest_reaching, pareto, point, ratio, thinned
+from nann.offline.benchmark.compare.choice import (
+    Point,
+    cheapest_reaching,
+    pareto,
+    point,
+    ratio,
+    thinned,
+    worth_measuring,
+)
 from nann.offline.benchmark.compare.contender import Contender, Setting, Skipped, UserSet
 from nann.offline.benchmark.compare.corpus import NANN_GRAPH, OWN_GRAPH, Corpus, CorpusOptions, open_corpus
 from nann.offline.benchmark.compare.engine_contenders import (
@@ -40,14 +48,18 @@ __all__ = ["TARGETS", "CompareOptions", "compare", "compare_corpus"]
 
 TARGETS = (0.95, 0.98, 0.99)
 _PACKAGES = ("faiss-cpu", "hnswlib", "jax")
+# Of a contender that reaches no recall target a few points tell where it ends.
+_POINTS_WITHOUT_A_TARGET = 4
 
 
 @dataclass(frozen=True, slots=True)
 class CompareOptions:
-    """How much to measure. `points`: most settings of a contender that are reported on test users and
-    drawn; `timed_points`: most that are timed, besides those chosen for a recall target."""
+    """How much to measure. `screening_users`: validation users on whom every setting is tried, before those
+    that another clearly beats are left out. `points`: most settings of a contender that are reported on
+    test users and drawn; `timed_points`: most that are timed, besides those chosen for a recall target."""
 
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
+    screening_users: int = 60
     points: int = 12
     timing: bool = True
     timed_points: int = 5
@@ -58,9 +70,10 @@ class CompareOptions:
 
 @dataclass(slots=True)
 class _Entry:
-    """A contender with what was measured: `tuned` over its sweep, `reported` of the `kept` places."""
+    """A contender with what was measured: `tuned` over `settings`, `reported` of the `kept` places."""
 
     contender: Contender
+    settings: list[Setting]
     tuned: list[Point]
     chosen: dict[float, int]
     kept: list[int]
@@ -167,20 +180,29 @@ def _sweep(
             return measured_truth(corpus, setting, users, truth)
         return measure(corpus, contender, setting, users, truth)
 
-    with progress.stage(f"{title}, {len(corpus.tune):,} users", len(contender.settings), "settings") as stage:
-        tuned = []
-        for setting in contender.settings:
-            tuned.append(point(measured(setting, corpus.tune, tune), per_score))
-            stage.advance()
+    def points(settings: Sequence[Setting], users: UserSet, truth: Truth) -> list[Point]:
+        with progress.stage(f"{title}, {len(users):,} users", len(settings), "settings") as stage:
+            found = []
+            for setting in settings:
+                found.append(point(measured(setting, users, truth), per_score))
+                stage.advance()
+            return found
+
+    settings = list(contender.settings)
+    if len(settings) > 1 and len(corpus.tune) > options.screening_users:
+        few = options.screening_users
+        screened = points(settings, corpus.tune.first(few), tune.first(few))
+        settings = [settings[place] for place in worth_measuring(screened)]
+    tuned = points(settings, corpus.tune, tune)
     reaching = {target: cheapest_reaching(tuned, target) for target in TARGETS}
     chosen = {target: place for target, place in reaching.items() if place is not None}
-    kept = thinned(pareto(tuned), options.points, list(chosen.values()))
+    kept = thinned(pareto(tuned), options.points if chosen else _POINTS_WITHOUT_A_TARGET, [*chosen.values()])
     with progress.stage(f"{title}, {len(corpus.test):,} users", len(kept), "settings") as stage:
         reported = {}
         for place in kept:
-            reported[place] = measured(contender.settings[place], corpus.test, test)
+            reported[place] = measured(settings[place], corpus.test, test)
             stage.advance()
-    return _Entry(contender, tuned, chosen, kept, reported)
+    return _Entry(contender, settings, tuned, chosen, kept, reported)
 
 
 def _target(corpus: Corpus, entries: Sequence[_Entry], target: float) -> dict[str, Any]:
@@ -218,15 +240,9 @@ def _timing(
     timed: list[tuple[Contender, Setting]] = []
     for entry in entries:
         places = thinned(entry.kept, options.timed_points, list(entry.chosen.values()))
-        timed += [(entry.contender, entry.contender.settings[place]) for place in places]
+        timed += [(entry.contender, entry.settings[place]) for place in places]
     machine = _machine()
-    users = corpus.test
-    some = replace(
-        users,
-        history_ids=users.history_ids[: options.timed_users],
-        histories=users.histories[: options.timed_users],
-        targets=users.targets[: options.timed_users],
-    )
+    some = corpus.test.first(options.timed_users)
     rows = time_in_rounds(
         timed, some, corpus.k, rounds=options.rounds, budget=options.budget, progress=progress
     )
@@ -273,7 +289,7 @@ def _entry_json(corpus: Corpus, entry: _Entry) -> dict[str, Any]:
         "name": entry.contender.name,
         "note": entry.contender.note,
         "same_counts_as": entry.contender.settings[0].answers_of,
-        "n_settings": len(entry.tuned),
+        "n_settings": len(entry.contender.settings),
         "chosen": {f"{target:g}": entry.tuned[place].setting for target, place in entry.chosen.items()},
         "tuned": [asdict(one) for one in entry.tuned],
         "reported": [asdict(point(entry.reported[place], per_score)) for place in entry.kept],

@@ -13,6 +13,7 @@ from nann.offline.benchmark.compare.choice import (
     point,
     ratio,
     thinned,
+    worth_measuring,
 )
 from nann.offline.benchmark.compare.contender import Setting
 from nann.offline.benchmark.compare.quality import Measured
@@ -37,6 +38,14 @@ def test_the_cheapest_that_reaches_a_target() -> None:
     assert cheapest_reaching(POINTS, 0.9) == 3
     assert cheapest_reaching(POINTS, 0.96) == 2
     assert cheapest_reaching(POINTS, 0.995) is None
+
+
+def test_only_what_another_clearly_beats_is_not_measured_further() -> None:
+    # 0.95 for 90 beats 0.9 for 100 and 0.8 for 120; what costs more for as much may turn out better.
+    assert worth_measuring(POINTS) == [2, 3, 4]
+    near = [_point(0.950, 100), _point(0.954, 90), _point(0.956, 100)]
+    assert worth_measuring(near) == [1, 2]
+    assert worth_measuring([POINTS[0], POINTS[0]]) == [0, 1]
 
 
 def test_thinning_keeps_the_ends_and_what_was_chosen() -> None:

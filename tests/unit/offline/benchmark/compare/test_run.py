@@ -22,6 +22,7 @@ from nann.offline.progress import Progress
 
 def _compared(corpus: Corpus, *, timing: bool) -> dict[str, Any]:
     options = CompareOptions(
+        screening_users=len(corpus.tune) // 2,
         timing=timing,
         timed_points=1,
         rounds=2,
@@ -70,6 +71,14 @@ def test_every_target_has_the_cheapest_setting_of_each_contender(report: dict[st
             assert row["n_users"] == report["corpus"]["n_test"]
         for row in target["missed"]:
             assert row["recall"] < target["target"]
+
+
+def test_what_a_few_users_show_to_be_beaten_is_left_out(
+    report: dict[str, Any], shared_corpus: Corpus
+) -> None:
+    best_first = next(entry for entry in report["contenders"] if entry["name"] == "best_first")
+    assert 0 < len(best_first["tuned"]) < best_first["n_settings"]
+    assert {one["n_users"] for one in best_first["tuned"]} == {len(shared_corpus.tune)}
 
 
 def test_costs_are_quoted_against_the_baseline(report: dict[str, Any]) -> None:
