@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float16, Float32, Int32
 
-__all__ = ["Gate", "GateBatch", "GateTables"]
+__all__ = ["Gate", "GateBatch", "GateRequest", "GateTables"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # compared by identity: it holds arrays
@@ -94,16 +94,36 @@ class GateTables:
     residual_weight: float
     rmse: float
 
-    def gate(self, history: Int32[np.ndarray, " known"], *, rank: int, margin: float) -> Gate | None:
+    def request(
+        self, history: Int32[np.ndarray, " known"], *, rank: int, margin: float
+    ) -> GateRequest | None:
         """The gate of a user with these known items, `margin` in multiples of `rmse`; None without any."""
-        if not history.size:
-            return None
-        rows = self.keys[history].astype(np.float32)
+        return GateRequest(self, history, rank, margin) if history.size else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GateRequest:
+    """What one query's gate is made of, which is done where the query is searched.
+
+    A user's rows of the table are far apart in memory: a thread that serves many callers has better things
+    to do than to wait for them.
+    """
+
+    tables: GateTables
+    history: Int32[np.ndarray, " known"]
+    rank: int
+    margin: float
+
+    def make(self) -> Gate:
+        """The gate itself."""
+        tables = self.tables
+        rows = tables.keys[self.history].astype(np.float32)
         return Gate(
             bias=rows[:, 0],
-            keys=rows[:, 1 : 1 + self.dim],
-            context=rows[:, 1 + self.dim :].mean(axis=0),
-            rank=rank,
-            margin=margin if math.isinf(margin) else margin * self.rmse,  # an `rmse` may be 0
-            residual_weight=self.residual_weight,
+            keys=rows[:, 1 : 1 + tables.dim],
+            context=np.add.reduce(rows[:, 1 + tables.dim :], axis=0) / np.float32(len(rows)),
+            rank=self.rank,
+            # An `rmse` may be 0.
+            margin=self.margin if math.isinf(self.margin) else self.margin * tables.rmse,
+            residual_weight=tables.residual_weight,
         )

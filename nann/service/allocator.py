@@ -16,7 +16,7 @@ __all__ = ["give_back_free_memory", "keep_large_blocks_apart"]
 _M_TRIM_THRESHOLD: Final = -1  # malloc.h
 _M_MMAP_THRESHOLD: Final = -3
 # Above the blocks that a search takes (a few MiB), below the tables of a catalogue worth serving.
-_LARGE_BLOCK_BYTES: Final = 8 << 20
+_LARGE_BLOCK_BYTES: Final = 32 << 20
 
 
 def keep_large_blocks_apart() -> None:

@@ -415,6 +415,8 @@ class Batcher(Generic[P, R]):
                 self._observer.searched(search_s)
             if error is None and reason != "shadow":
                 self._learn_rate(search_s, sum(entry.cost for entry in batch))
+            # The lane comes first: what the answers cause would run before a dispatch that was scheduled.
+            self._dispatch()
             for position, entry in enumerate(batch):
                 if entry.is_settled:  # expired or abandoned on the lane
                     continue
@@ -425,7 +427,6 @@ class Batcher(Generic[P, R]):
                     else Answer(results[position], queue_s, search_s, len(batch), reason)
                 )
             self._note_idleness()
-            self._schedule_dispatch()
 
         self._lanes[lane].run(search, finish)
 

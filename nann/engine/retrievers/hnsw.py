@@ -38,7 +38,7 @@ class HnswRetriever:
         beam = backend.begin(
             len(batch),
             with_answer=[query.admission for query in batch],
-            gates=[query.gate for query in batch],
+            gates=[None if query.gate is None else query.gate.make() for query in batch],
         )
         schedule = stages(batch[0].params)
         stage: Stage | None = next(schedule)

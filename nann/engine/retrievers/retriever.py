@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from nann.engine.backend import Admission
-from nann.engine.gate import Gate
+from nann.engine.gate import GateRequest
 from nann.engine.types import Note, SearchParams
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class PreparedQuery:
     known_history: int | None
     starts: Int32[np.ndarray, " n"]
     admission: Admission | None
-    gate: Gate | None
+    gate: GateRequest | None
     cost: int
     notes: tuple[Note, ...]
     with_attributes: bool

@@ -264,7 +264,7 @@ def test_a_gate_knows_the_window_of_the_history(gated) -> None:
     keys = engine._artifact.gate_keys.astype(np.float32)
     history = gated.item_ids[: HISTORY_LENGTH + 3].tolist()
     gate = engine.check(query(gated, params=GATED, history=[-7, *history])).gate
-    assert gate.bias.tolist() == keys[3 : HISTORY_LENGTH + 3, 0].tolist()
+    assert gate.make().bias.tolist() == keys[3 : HISTORY_LENGTH + 3, 0].tolist()
     assert engine.check(query(gated, params=GATED, history=[-7])).gate is None
     assert engine.check(query(gated, history=history)).gate is None
 
@@ -273,7 +273,7 @@ def test_a_gate_knows_the_window_of_the_history(gated) -> None:
 @pytest.mark.parametrize(("margin", "limit"), [(np.inf, np.inf), (-np.inf, -np.inf), (1e30, None)])
 def test_margins_of_any_size_are_float32(rmse, margin, limit) -> None:
     tables = GateTables(np.ones((1, 2), np.float16), np.ones((1, 2), np.float16), 1, 0.75, rmse)
-    gate = tables.gate(np.zeros(1, np.int32), rank=1, margin=margin)
+    gate = tables.request(np.zeros(1, np.int32), rank=1, margin=margin).make()
     found = float(GateBatch([gate], lanes=1).margin[0])
     assert found == (limit if limit is not None else np.inf if rmse else 0.0)
 
