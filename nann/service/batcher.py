@@ -72,11 +72,10 @@ class BatcherLimits:
 
     A batch holds at most `max_batch` queries, and more than one only while their costs add up to at
     most `batch_work_limit` items to score, so that no batch keeps a lane for long. `queue_limit`
-    queries and `queue_work_limit` items may wait, and a query that came alone waits for a lane for
-    `queue_wait_limit_s` at most (by expectation), or for two full batches where those take longer.
-    `batch_wait_s` > 0 holds a batch that is not full until its oldest query has waited that long; 0 lets
-    a free lane take what is there. `lane_groups` names the device of each lane (default: one for all): a
-    search that fails takes the lanes of its device out of the rotation (`Rotation`).
+    queries and `queue_work_limit` items may wait. `batch_wait_s` > 0 holds a batch that is not full
+    until its oldest query has waited that long; 0 lets a free lane take what is there. `lane_groups`
+    names the device of each lane (default: one for all): a search that fails takes the lanes of its
+    device out of the rotation (`Rotation`).
     """
 
     n_lanes: int
@@ -84,7 +83,6 @@ class BatcherLimits:
     queue_limit: int
     queue_work_limit: int
     batch_work_limit: int
-    queue_wait_limit_s: float = _NEVER_S
     batch_wait_s: float = 0.0
     lane_groups: tuple[Hashable, ...] | None = None
 
@@ -141,7 +139,7 @@ class Batcher(Generic[P, R]):
     @property
     def is_full(self) -> bool:
         """True when a query that comes alone would be refused now whatever it costs."""
-        return self._no_room(1, 1, bulk=False) is not None
+        return self._queue.refusal(n=1, cost=1, bulk=False) is not None
 
     def refuse(self) -> None:
         """Raise the `Overloaded` of a full queue for one query, and count it."""
@@ -258,22 +256,10 @@ class Batcher(Generic[P, R]):
             raise self._refusal("too_late", n, self._overloaded(why))
 
     def _check_room(self, n: int, cost: int, *, bulk: bool) -> None:
-        refusal = self._no_room(n, cost, bulk=bulk)
+        refusal = self._queue.refusal(n=n, cost=cost, bulk=bulk)
         if refusal is not None:
             reason, why = refusal
             raise self._refusal(reason, n, self._overloaded(f"the queue is full: {why}"))
-
-    def _no_room(self, n: int, cost: int, *, bulk: bool) -> tuple[RejectReason, str] | None:
-        refusal = self._queue.refusal(n=n, cost=cost, bulk=bulk)
-        if refusal is not None or bulk or not self.depth:
-            return refusal
-        mean_cost = self._queue.work / self.depth
-        wait_s = self._expected_s(self._queue.work_before(bulk=False), mean_cost) / self._limits.n_lanes
-        # Fewer than two batches for each lane would leave lanes with batches that are not full.
-        batches_s = 2 * self._expected_s(self._full_batch(mean_cost), mean_cost)
-        if wait_s > max(self._limits.queue_wait_limit_s, batches_s):
-            return "long_wait", f"a lane is free in about {wait_s * 1e3:.0f} ms"
-        return None
 
     def _refusal(self, reason: RejectReason, n: int, error: Exception) -> Exception:
         for _ in range(n):

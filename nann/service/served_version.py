@@ -125,7 +125,6 @@ def batcher_limits(settings: Settings, engine: SearchEngine) -> BatcherLimits:
         queue_limit=settings.queue_limit,
         queue_work_limit=settings.queue_work_limit,
         batch_work_limit=settings.max_batch_work or (_GPU_BATCH_WORK if on_gpu else _CPU_BATCH_WORK),
-        queue_wait_limit_s=settings.queue_wait_limit_ms / 1e3,
         batch_wait_s=settings.batch_wait_ms / 1e3,
         lane_groups=engine.lane_devices,
     )

@@ -165,12 +165,6 @@ class Settings(BaseSettings):
         ge=1,
         description="Estimated items to score that may wait, summed over the waiting queries.",
     )
-    queue_wait_limit_ms: float = Field(
-        default=250.0,
-        gt=0,
-        description="A query that comes alone is refused (429) when it would wait longer for a lane, by the "
-        "rate of the last batches; two full batches for each lane may wait in any case.",
-    )
 
     max_k: int = Field(default=1000, ge=1, description="Largest k a query may ask for.")
     max_ids: int = Field(

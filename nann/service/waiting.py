@@ -15,7 +15,7 @@ from typing import Final, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 __all__ = ["BULK_SHARE", "Group", "RejectReason", "Waiter", "WaitingQueue"]
 
-RejectReason: TypeAlias = Literal["queue_full", "work_full", "long_wait", "too_late", "expired", "closing"]
+RejectReason: TypeAlias = Literal["queue_full", "work_full", "too_late", "expired", "closing"]
 
 # While both kinds wait, so much of the work dispatched is bulk: the others see three quarters of a server.
 BULK_SHARE: Final = 0.25

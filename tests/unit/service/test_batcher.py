@@ -683,48 +683,6 @@ async def test_a_query_that_would_expire_is_refused_on_arrival() -> None:
     await asyncio.gather(waiting, patient)
 
 
-async def test_who_comes_alone_is_not_let_in_to_wait_for_long_but_two_full_batches_are() -> None:
-    world = World(max_batch=2, queue_limit=100, queue_wait_limit_s=2.0)
-    first = await world.occupy_lane()  # cost 10
-    world.time.advance(0.5)
-    first.finish()  # so 0.05 s a unit of cost, and 0.5 s a batch
-    await settle()
-    second = await world.occupy_lane()
-    waiting = []
-    for n in range(9):  # nine wait for 2.25 s: 4.5 batches of 0.5 s
-        assert not world.batcher.is_full
-        waiting.append(world.submit(f"w{n}"))
-        await settle()
-    assert world.batcher.is_full
-    with pytest.raises(Overloaded, match="free in about 2250 ms"):
-        await world.batcher.submit(FakeQuery("late"))
-    assert world.observer.rejections == ["long_wait"]
-    bulk = world.submit_many("b1", "b2")  # nobody waits for each of them
-    await settle()
-    second.finish()
-    for _ in range(6):
-        (await world.search.next_call()).finish()
-    await asyncio.gather(*waiting, bulk)
-
-
-async def test_a_limit_below_two_full_batches_leaves_no_lane_half_empty() -> None:
-    world = World(max_batch=2, queue_limit=100, queue_wait_limit_s=0.001)
-    first = await world.occupy_lane()
-    world.time.advance(0.5)
-    first.finish()
-    await settle()
-    second = await world.occupy_lane()
-    waiting = []
-    while not world.batcher.is_full:
-        waiting.append(world.submit("w"))
-        await settle()
-    assert len(waiting) == 5  # one above two batches of two
-    second.finish()
-    for _ in range(3):
-        (await world.search.next_call()).finish()
-    await asyncio.gather(*waiting)
-
-
 async def test_a_query_whose_deadline_would_pass_on_the_lane_is_not_searched() -> None:
     world = World()
     first = await world.occupy_lane()
