@@ -35,6 +35,12 @@ __all__ = [
 
 # Each new measurement of the service rate counts this much: the last ten or so batches decide.
 _RATE_SMOOTHING = 0.2
+# The most patient of the last hundred or so queries stands for callers whose deadline has not been read. They
+# are refused from this share of it on: closer to it nearly all are read, checked, and then refused all the
+# same, at ten times the cost, or let in and dropped when it has passed.
+_PATIENCE_DECAY = 0.98
+_PATIENCE_SHARE = 0.5
+_MOST_PATIENCE_S = 3600.0
 # uvloop rounds timers to the nearest millisecond, so one may fire this much early.
 _TIMER_SLACK_S = 0.0005
 _NEVER_S = float("inf")
@@ -121,6 +127,7 @@ class Batcher(Generic[P, R]):
         )
         self._seconds_per_cost: float | None = None
         self._batch_s = 0.0
+        self._patience_s = _MOST_PATIENCE_S
         self._dispatch_is_due = False
         self._fill_timer: TimerHandle | None = None
         self._closing = False
@@ -138,12 +145,15 @@ class Batcher(Generic[P, R]):
 
     @property
     def is_full(self) -> bool:
-        """True when a query that comes alone would be refused now whatever it costs."""
-        return self._queue.refusal(n=1, cost=1, bulk=False) is not None
+        """True when a query that comes alone would be refused now, if it is no more patient than others."""
+        return self._unread_refusal() is not None
 
     def refuse(self) -> None:
-        """Raise the `Overloaded` of a full queue for one query, and count it."""
-        self._check_room(1, 1, bulk=False)
+        """Raise the `Overloaded` of a query that nobody has read, and count it; not when there is room."""
+        refusal = self._unread_refusal()
+        if refusal is not None:
+            reason, why = refusal
+            raise self._refusal(reason, 1, self._overloaded(why))
 
     async def submit(self, query: P, *, deadline_s: float | None = None) -> Answer[R]:
         """Wait for a lane, search, and return this query's result.
@@ -244,22 +254,31 @@ class Batcher(Generic[P, R]):
             raise self._refusal("closing", n, NotReady("the server is shutting down"))
         if call.deadline_s <= call.arrival_s:
             raise self._refusal("expired", n, DeadlineExceeded("the deadline had passed on arrival"))
+        patience_s = min(call.deadline_s - call.arrival_s, _MOST_PATIENCE_S)
+        self._patience_s = max(patience_s, _PATIENCE_DECAY * self._patience_s)
         cost = sum(entry.cost for entry in entries)
-        self._check_room(n, cost, bulk=call.bulk)
-        wait_s = self._expected_s(self._queue.work_before(bulk=call.bulk), cost / n) / self._limits.n_lanes
-        batch_s = self._expected_batch_s(self._queue.work + cost, cost / n)
-        # The batch that is on the next lane is half done on average.
-        answer_s = wait_s + batch_s * (1 + 0.5 / self._limits.n_lanes)
+        refusal = self._queue.refusal(n=n, cost=cost, bulk=call.bulk)
+        if refusal is not None:
+            reason, why = refusal
+            raise self._refusal(reason, n, self._overloaded(f"the queue is full: {why}"))
+        answer_s = self._expected_answer_s(cost, cost / n, bulk=call.bulk)
         if self.depth and call.arrival_s + answer_s >= call.deadline_s:
             # It would expire, in the queue or on a lane; told now, the caller can still go elsewhere.
             why = f"an answer takes about {answer_s * 1e3:.0f} ms, longer than the deadline allows"
             raise self._refusal("too_late", n, self._overloaded(why))
 
-    def _check_room(self, n: int, cost: int, *, bulk: bool) -> None:
-        refusal = self._queue.refusal(n=n, cost=cost, bulk=bulk)
+    def _unread_refusal(self) -> tuple[RejectReason, str] | None:
+        """Why a query that comes alone need not be read; None where it may be let in."""
+        refusal = self._queue.refusal(n=1, cost=1, bulk=False)
         if refusal is not None:
             reason, why = refusal
-            raise self._refusal(reason, n, self._overloaded(f"the queue is full: {why}"))
+            return reason, f"the queue is full: {why}"
+        if self.depth:
+            cost = self._queue.work / self.depth
+            answer_s = self._expected_answer_s(cost, cost, bulk=False)
+            if answer_s >= _PATIENCE_SHARE * self._patience_s:
+                return "too_late", f"an answer takes about {answer_s * 1e3:.0f} ms"
+        return None
 
     def _refusal(self, reason: RejectReason, n: int, error: Exception) -> Exception:
         for _ in range(n):
@@ -270,6 +289,13 @@ class Batcher(Generic[P, R]):
         if self._seconds_per_cost is None:  # no batch has come back yet, so there is no rate to go by
             return Overloaded(why)
         return Overloaded(why, retry_after_s=self._queue.work * self._seconds_per_cost / self._limits.n_lanes)
+
+    def _expected_answer_s(self, cost: float, mean_cost: float, *, bulk: bool) -> float:
+        """How long queries of `cost` together would be under way: waiting, and on a lane."""
+        n_lanes = self._limits.n_lanes
+        wait_s = self._expected_s(self._queue.work_before(bulk=bulk), mean_cost) / n_lanes
+        # The batch that is on the next lane is half done on average.
+        return wait_s + self._expected_batch_s(self._queue.work + cost, mean_cost) * (1 + 0.5 / n_lanes)
 
     def _expected_s(self, work: float, cost: float) -> float:
         """A lane's time for `work` in queries of `cost`: by items or by batches, whichever is less."""

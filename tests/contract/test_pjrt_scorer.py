@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 import pytest
@@ -41,6 +42,12 @@ def published(tmp_path_factory) -> tuple[Path, TinyModel]:
 @pytest.fixture
 def version(published, tmp_path) -> Path:
     return Path(shutil.copytree(published[0], tmp_path / "1"))
+
+
+@pytest.fixture(autouse=True)
+def _programs_of_its_own(monkeypatch) -> None:
+    """What runs in this process for another test would neither be compiled nor looked for in a cache."""
+    monkeypatch.setattr(pjrt_client, "_RUNNING", WeakValueDictionary())
 
 
 def opened(directory: Path, **options) -> PjrtPrograms:
@@ -343,6 +350,7 @@ def test_compiled_programs_are_kept_over_restarts(published, tmp_path, monkeypat
         raise AssertionError("compiled again")
 
     monkeypatch.setattr(PjrtDevice, "_compile", refuse)
+    monkeypatch.setattr(pjrt_client, "_RUNNING", WeakValueDictionary())  # as after a restart
     again = load(published[0], cache_dir=tmp_path / "cache")
     again.warm_up()
     assert again.n_compilations == first.n_compilations
@@ -359,6 +367,20 @@ def test_the_cache_tells_programs_apart(published, tmp_path, other) -> None:
         programs = opened(published[0], cache_dir=tmp_path, **options)
         programs.compile("score", (1, 64))
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_versions_of_one_architecture_share_their_programs(published, tmp_path, monkeypatch) -> None:
+    first = load(published[0])
+    assert first.warm_up()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr(PjrtDevice, "_compile", refuse)
+    monkeypatch.setattr(pjrt_client, "stablehlo_of", refuse)
+    assert load(published[0]).warm_up()
+    with pytest.raises(AssertionError, match="compiled again"):
+        load(published[0], half_products="float16").warm_up()
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 99], ids=["empty", "garbage"])

@@ -10,11 +10,14 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PJRT_JAX_VERSION",
     "CompilerOptions",
+    "ModuleSource",
     "PjrtDevice",
     "Program",
     "lower",
@@ -61,6 +65,14 @@ def _jaxlib() -> Any:
     from jax._src.lib import _jax
 
     return _jax
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleSource:
+    """A StableHLO module that is made when it has to be compiled; `identity` is all that decides it."""
+
+    identity: bytes
+    module: Callable[[], bytes]
 
 
 class PjrtDevice:
@@ -129,42 +141,48 @@ class PjrtDevice:
         """Host memory, which must start at a multiple of 64 bytes, as an array of a CPU device."""
         return self._jaxlib.dlpack_managed_tensor_to_buffer(array.__dlpack__(), self.jax_device, None)
 
-    def compile(self, module: bytes, cache_dir: Path | None = None) -> Program:
+    def compile(self, source: ModuleSource, cache_dir: Path | None = None) -> Program:
         """The program of a StableHLO module, from `cache_dir` where it has been compiled before.
 
-        What is in `cache_dir` is machine code: it must be as trusted as the program itself.
+        What is in `cache_dir` is machine code: it must be as trusted as the program itself. A program that
+        this process runs already is the one that is returned: versions of one architecture share theirs.
 
         Raises:
             BackendError: the compiler refused the module.
         """
+        key = self._cache_key(source.identity)
+        running = _RUNNING.get((self.jax_device.id, key))
+        if running is None:
+            executable = self._executable(source, key, cache_dir)
+            running = Program(executable, key, self._jaxlib.JaxRuntimeError)
+            running = _RUNNING.setdefault((self.jax_device.id, key), running)
+        return running
+
+    def _executable(self, source: ModuleSource, key: str, cache_dir: Path | None) -> Any:
         settings = self._jaxlib.CompileOptions()
         settings.env_option_overrides = list(self.options.items())
         if cache_dir is None:
-            return self._program(self._compile(module, settings))
-        path = cache_dir / f"{self._cache_key(module)}.pjrt"
+            return self._compile(source.module(), settings)
+        path = cache_dir / f"{key}.pjrt"
         try:
-            found = self._client.deserialize_executable(path.read_bytes(), self._devices, settings)
-            return self._program(found)
+            return self._client.deserialize_executable(path.read_bytes(), self._devices, settings)
         except FileNotFoundError:
             pass
         except (OSError, ValueError, self._jaxlib.JaxRuntimeError):
             path.unlink(missing_ok=True)  # damaged: made anew below
-        executable = self._compile(module, settings)
+        executable = self._compile(source.module(), settings)
         cache_dir.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         temporary.write_bytes(executable.serialize())
         temporary.rename(path)
-        return self._program(executable)
-
-    def _program(self, executable: Any) -> Program:
-        return Program(executable, self._jaxlib.JaxRuntimeError)
+        return executable
 
     def _compile(self, module: bytes, settings: Any) -> Any:
         with _errors():
             return self._client.compile_and_load(module, self._devices, settings)
 
-    def _cache_key(self, module: bytes) -> str:
-        """Everything that the machine code depends on."""
+    def _cache_key(self, identity: bytes) -> str:
+        """A hash of everything that the machine code depends on."""
         parts = [
             PJRT_JAX_VERSION,
             self._client.platform_version,
@@ -174,7 +192,7 @@ class PjrtDevice:
             os.environ.get("XLA_FLAGS", ""),
             _processor() if self.platform == "cpu" else "",
         ]
-        return hashlib.sha256("\n".join(parts).encode() + b"\n" + module).hexdigest()
+        return hashlib.sha256("\n".join(parts).encode() + b"\n" + identity).hexdigest()
 
 
 @cache
@@ -189,11 +207,12 @@ def _cpu_client(threads: int | None) -> Any:
 
 
 class Program:
-    """A compiled program on its device. Thread-safe."""
+    """A compiled program on its device. Thread-safe. Programs of one `key` are the same machine code."""
 
-    __slots__ = ("_error", "_execute")
+    __slots__ = ("__weakref__", "_error", "_execute", "key")
 
-    def __init__(self, executable: Any, error: type[Exception]) -> None:
+    def __init__(self, executable: Any, key: str, error: type[Exception]) -> None:
+        self.key = key
         self._execute = executable.execute_sharded
         self._error = error
 
@@ -210,14 +229,24 @@ class Program:
         return [output[0] for output in outputs]
 
 
+# By number of the device and key, as long as a version needs them.
+_RUNNING: WeakValueDictionary[tuple[int, str], Program] = WeakValueDictionary()
+
+
 def stablehlo_of(hlo: bytes) -> bytes:
     """A serialised HLO module (as TensorFlow exports it) as the MLIR bytecode that `compile` takes.
+
+    JAX keeps the interpreter for the four milliseconds that it takes, and a model has some 50 programs: twice
+    as long again belongs to the others, who would have to wait for all of them.
 
     Raises:
         BackendError: it is not one.
     """
+    started_s = time.perf_counter()
     with _errors():
-        return _jaxlib().mlir.hlo_to_stablehlo(hlo)  # type: ignore[no-any-return]
+        module: bytes = _jaxlib().mlir.hlo_to_stablehlo(hlo)
+    time.sleep(2 * (time.perf_counter() - started_s))
+    return module
 
 
 def lower(function: Any, platform: str, arguments: Sequence[tuple[tuple[int, ...], str]]) -> bytes:
@@ -281,6 +310,7 @@ def _environment(name: str, value: str | None) -> Iterator[None]:
                 os.environ[name] = before
 
 
+@cache
 def _processor() -> str:
     """What decides which instructions the CPU compiler uses."""
     try:

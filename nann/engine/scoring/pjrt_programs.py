@@ -14,6 +14,7 @@ from nann.engine.errors import ArtifactError, Unsupported
 from nann.engine.scoring.buckets import BucketGrid
 from nann.engine.scoring.pjrt_client import (
     CompilerOptions,
+    ModuleSource,
     PjrtDevice,
     Program,
     lower,
@@ -72,8 +73,8 @@ class Interface:
         )
 
 
-Modules = Callable[[str, tuple[int, ...]], bytes]
-"""(function, sizes) -> the StableHLO module of that program; raises what the source may raise."""
+Modules = Callable[[str, tuple[int, ...]], ModuleSource]
+"""(function, sizes) -> where the StableHLO module of that program comes from."""
 
 
 class PjrtPrograms:
@@ -218,10 +219,15 @@ def open_programs(
         for function, names in chosen.arguments.items()
     }
 
-    def module(function: str, sizes: tuple[int, ...]) -> bytes:
-        stablehlo = stablehlo_of(file.module(program_name(function, *sizes)))
-        halved = half_products is not None and function in (SCORE, SCORE_CROSSED)
-        return with_half_products(stablehlo, half_products) if halved and half_products else stablehlo
+    def module(function: str, sizes: tuple[int, ...]) -> ModuleSource:
+        hlo = file.module(program_name(function, *sizes))
+        half = half_products if function in (SCORE, SCORE_CROSSED) else None
+
+        def converted() -> bytes:
+            stablehlo = stablehlo_of(hlo)
+            return stablehlo if half is None else with_half_products(stablehlo, half)
+
+        return ModuleSource(f"{half}\n".encode() + hlo, converted)
 
     grid = BucketGrid(
         max_batch=max_batch,
@@ -316,7 +322,7 @@ def _modules_of_functions(
 
     weight_specs = [(weights[name].shape, str(weights[name].dtype)) for name in weight_names]
 
-    def module(function: str, sizes: tuple[int, ...]) -> bytes:
+    def lowered(function: str, sizes: tuple[int, ...]) -> bytes:
         users = specs(interface.user_tensors, (max_batch,))
         if function == ENCODE_HISTORY:
             history = ((sizes[0], interface.history_length), "int32")
@@ -326,5 +332,9 @@ def _modules_of_functions(
             return lower(tiled, device.platform, arguments)
         items = specs(interface.item_tensors, (1, *sizes))
         return lower(crossed, device.platform, [*users, *items, *weight_specs])
+
+    def module(function: str, sizes: tuple[int, ...]) -> ModuleSource:
+        made = lowered(function, sizes)
+        return ModuleSource(made, lambda: made)
 
     return module

@@ -33,6 +33,10 @@ _ALIGNMENT_BYTES = 64
 _MOST_VIEWS = 1024
 
 
+# Whether programs, by the keys of all of them, score a pair alike in every shape.
+_BIT_EQUAL: dict[tuple[str, ...], bool] = {}
+
+
 class Handover(Protocol):
     """Carries arrays between a lane's backend and XLA, without a copy, each side seeing the other's work.
 
@@ -155,7 +159,12 @@ class PjrtScorer:
                 found = self._program(SCORE, (shape.tiles, shape.rows))(arguments)
             return np.asarray(found[0])
 
-        return scores_by_shape(host_scores, self.grid, interface.item_tensors)
+        # The same machine code rounds alike whatever the weights: of what has been seen to, only finite
+        # scores are left to see.
+        code = tuple(self._program(*key).key for key in programs.all_programs())
+        agreed = _BIT_EQUAL.get(code)
+        found = scores_by_shape(host_scores, self.grid, interface.item_tensors, all_shapes=agreed is None)
+        return _BIT_EQUAL.setdefault(code, found)
 
     def _program(self, function: str, sizes: tuple[int, ...]) -> Program:
         found = self._programs.find(function, sizes)

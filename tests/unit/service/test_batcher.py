@@ -683,6 +683,39 @@ async def test_a_query_that_would_expire_is_refused_on_arrival() -> None:
     await asyncio.gather(waiting, patient)
 
 
+async def test_what_has_not_been_read_is_taken_to_be_as_patient_as_those_before() -> None:
+    world = World(max_batch=1, queue_limit=10_000)
+    first = await world.occupy_lane()
+    world.time.advance(0.5)
+    first.finish()  # half a second a query
+    await settle()
+    for _ in range(400):  # those who waited for an hour are forgotten
+        hasty = world.submit("hasty", deadline_s=world.time.now_s + 4.0)
+        call = await world.search.next_call()
+        world.time.advance(0.5)
+        call.finish()
+        await hasty
+    waiting = [world.submit("held", deadline_s=world.time.now_s + 4.0)]
+    held = await world.search.next_call()
+    while not world.batcher.is_full:
+        waiting.append(world.submit("w", deadline_s=world.time.now_s + 4.0))
+        await settle()
+    # Not too late for who was read, but not worth reading who was not.
+    assert world.observer.rejections == []
+    with pytest.raises(Overloaded, match="an answer takes about"):
+        world.batcher.refuse()
+    assert world.observer.rejections == ["too_late"]
+    patient = world.submit(
+        "patient", deadline_s=world.time.now_s + 100.0
+    )  # it came another way, and was read
+    await settle()
+    assert not world.batcher.is_full
+    held.finish()
+    for _ in waiting:
+        (await world.search.next_call()).finish()
+    await asyncio.gather(*waiting, patient)
+
+
 async def test_a_query_whose_deadline_would_pass_on_the_lane_is_not_searched() -> None:
     world = World()
     first = await world.occupy_lane()
