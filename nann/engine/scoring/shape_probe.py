@@ -29,8 +29,8 @@ def scores_by_shape(
 ) -> bool:
     """Run ``score(shape, tile_query, items)`` in every shape of the grid on the same pairs, of query 0.
 
-    Whether each pair got the same bits in all of them, or without `all_shapes` in the smallest and the crossed
-    one, which has no `tile_query`.
+    Whether each pair got the same bits in all of them, or without `all_shapes` in the smallest and the
+    crossed one, which has no `tile_query`.
 
     Raises:
         BackendError: a score is not finite.
@@ -42,8 +42,8 @@ def scores_by_shape(
     }
     seen: np.ndarray | None = None
     bit_equal = True
-    tiled = sorted(grid.shapes(), key=lambda shape: shape.pairs)
-    shapes = [(shape, False) for shape in (tiled if all_shapes else tiled[:1])]
+    tiled = list(grid.shapes())
+    shapes = [(shape, False) for shape in (tiled if all_shapes else [min(tiled, key=lambda one: one.pairs)])]
     if grid.crossed_rows is not None:
         shapes.append((Shape(1, grid.crossed_rows), True))
     for shape, crossed in shapes:
