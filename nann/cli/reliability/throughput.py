@@ -7,7 +7,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,14 +163,14 @@ async def _compare(
     await served.batcher.close()
     prepared = [engine.check(query) for query in queries]
     engine_rates: list[float] = []
-    rates: dict[str, list[Rate]] = {"REST": [], "gRPC": []}
     async with AsyncExitStack() as stack:
-        targets = await _single_targets(stack, server, users)
+        loads = await _loads(stack, server, users)
+        rates: dict[str, list[Rate]] = {name: [] for name in loads}
         with progress.stage("saturation", total=rounds, unit="rounds") as stage:
             for _ in range(rounds):
                 engine_rates.append(await asyncio.to_thread(engine_qps, engine, prepared, seconds))
-                for name, target in targets.items():
-                    rates[name].append(await _saturated(target, server, _IN_FLIGHT, seconds, 1))
+                for name, (target, in_flight, per) in loads.items():
+                    rates[name].append(await _saturated(target, server, in_flight, seconds, per))
                 stage.advance()
     return ThroughputResult(
         statistics.median(engine_rates),
@@ -185,20 +185,29 @@ async def _compare(
 def engine_qps(engine: SearchEngine, prepared: Sequence[PreparedQuery], seconds: float) -> float:
     """Queries a second of full batches on every lane, with nothing else to do."""
     size = min(engine.max_batch, len(prepared))
-    batches = [prepared[start : start + size] for start in range(0, len(prepared) - size + 1, size)]
+    # Only queries of one compat share a batch: a long history of seen items asks for a larger pool.
+    kinds: dict[Hashable, list[PreparedQuery]] = {}
+    for query in prepared:
+        kinds.setdefault(query.compat, []).append(query)
+    batches = [
+        queries[start : start + size]
+        for queries in kinds.values()
+        for start in range(0, len(queries) - size + 1, size)
+    ] or [[query] for query in prepared]
     rates = [0.0] * engine.n_lanes
     ready = threading.Barrier(engine.n_lanes)
 
     def run(lane: int) -> None:
         ready.wait()
-        started_s, done = time.perf_counter(), 0
+        started_s, done, round_ = time.perf_counter(), 0, 0
         warm_s = started_s + min(_WARM_UP_S, seconds)
         while (now_s := time.perf_counter()) < warm_s + seconds:
             if started_s < warm_s <= now_s:
                 started_s, done = now_s, 0
-            engine.search(batches[(lane + done) % len(batches)], lane)
-            done += 1
-        rates[lane] = done * size / (time.perf_counter() - started_s)
+            batch = batches[(lane + round_) % len(batches)]
+            engine.search(batch, lane)
+            round_, done = round_ + 1, done + len(batch)
+        rates[lane] = done / (time.perf_counter() - started_s)
 
     threads = [threading.Thread(target=run, args=(lane,)) for lane in range(engine.n_lanes)]
     for thread in threads:
@@ -208,15 +217,30 @@ def engine_qps(engine: SearchEngine, prepared: Sequence[PreparedQuery], seconds:
     return sum(rates)
 
 
-async def _single_targets(
+async def _loads(
     stack: AsyncExitStack, server: RunningServer, users: Sequence[User]
-) -> dict[str, Target]:
+) -> dict[str, tuple[Target, int, int]]:
+    """Each way to ask: its target, the calls kept in flight, and the queries of a call."""
     queries = [query_fields(user, _K) for user in users]
     bodies = [orjson.dumps(fields) for fields in queries]
     messages = [query_message(fields).SerializeToString() for fields in queries]
     rest = await stack.enter_async_context(rest_exchange(server.rest_url, timeout_s=_TIMEOUT_S))
     grpc = await stack.enter_async_context(grpc_exchange(server.grpc_url, timeout_s=_TIMEOUT_S))
-    return {"REST": RawTarget(rest, bodies), "gRPC": RawTarget(grpc, messages)}
+    batched = await stack.enter_async_context(
+        grpc_exchange(server.grpc_url, BATCH_RETRIEVE, timeout_s=_TIMEOUT_S)
+    )
+    rest_batched = await stack.enter_async_context(rest_exchange(server.rest_url, timeout_s=_TIMEOUT_S))
+    some = [
+        [queries[(start + i) % len(queries)] for i in range(_BATCH)] for start in range(0, _USERS, _BATCH)
+    ]
+    batch_messages = [batch_message(one).SerializeToString() for one in some]
+    batch_bodies = [orjson.dumps({"queries": one}) for one in some]
+    return {
+        "REST": (RawTarget(rest, bodies), _IN_FLIGHT, 1),
+        "gRPC": (RawTarget(grpc, messages), _IN_FLIGHT, 1),
+        "BatchRetrieve": (RawTarget(batched, batch_messages), _BATCHES_IN_FLIGHT, _BATCH),
+        "REST batch": (RawTarget(rest_batched, batch_bodies), _BATCHES_IN_FLIGHT, _BATCH),
+    }
 
 
 # The ceiling of the service itself
@@ -266,19 +290,8 @@ def measure_ceiling(users: Sequence[User], *, rounds: int, seconds: float) -> Ce
 async def _ceiling(
     server: RunningServer, users: Sequence[User], rounds: int, seconds: float
 ) -> CeilingResult:
-    queries = [query_fields(user, _K) for user in users]
-    some = [queries[i % len(queries)] for i in range(_BATCH)]
     async with AsyncExitStack() as stack:
-        targets = await _single_targets(stack, server, users)
-        loads = {name: (target, _IN_FLIGHT, 1) for name, target in targets.items()}
-        batched = await stack.enter_async_context(
-            grpc_exchange(server.grpc_url, BATCH_RETRIEVE, timeout_s=_TIMEOUT_S)
-        )
-        message = batch_message(some).SerializeToString()
-        loads["BatchRetrieve"] = RawTarget(batched, [message]), _BATCHES_IN_FLIGHT, _BATCH
-        batched = await stack.enter_async_context(rest_exchange(server.rest_url, timeout_s=_TIMEOUT_S))
-        body = orjson.dumps({"queries": some})
-        loads["REST batch"] = RawTarget(batched, [body]), _BATCHES_IN_FLIGHT, _BATCH
+        loads = await _loads(stack, server, users)
         rates: dict[str, list[Rate]] = {name: [] for name in loads}
         progress = stack.enter_context(Progress())
         with progress.stage("ceiling", total=rounds, unit="rounds") as stage:
