@@ -391,6 +391,9 @@ class Batcher(Generic[P, R]):
         done_s = now_s + self._expected_batch_s(group.work, group.oldest.cost)
         while group.waiters and len(batch) < self._limits.max_batch:
             entry = group.oldest
+            if entry.is_settled:  # abandoned, by a caller whose task has not run since
+                self._leave(entry)
+                continue
             if entry.call.deadline_s <= (done_s if len(group.waiters) > 1 else now_s):
                 self._expire([entry])
                 continue

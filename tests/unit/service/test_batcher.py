@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -681,6 +682,29 @@ async def test_a_query_that_would_expire_is_refused_on_arrival() -> None:
     for _ in range(2):
         (await world.search.next_call()).finish()
     await asyncio.gather(waiting, patient)
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_who_gives_up_just_before_a_lane_is_free_is_not_searched(late: bool) -> None:
+    """The lane is given its next batch before the task of who gave up has run."""
+    world = World(max_batch=2)
+    first = await world.occupy_lane()
+    deadline_s = world.time.now_s + 1.0
+    query = FakeQuery("gone")
+    gone = [asyncio.create_task(world.batcher.submit(query, deadline_s=deadline_s)) for _ in range(2)]
+    stays = world.submit("stays")
+    await settle()
+    if late:
+        world.time.now_s = deadline_s
+    first.finish()
+    time.sleep(0.1)  # noqa: ASYNC251  # the lane says that it is free, and the loop has not heard of it
+    for task in gone:
+        task.cancel()
+    call = await world.search.next_call()
+    assert names(call) == ["stays"]
+    call.finish()
+    assert (await stays).result == "hits of stays"
+    assert world.observer.depth == 0
 
 
 async def test_what_has_not_been_read_is_taken_to_be_as_patient_as_those_before() -> None:
