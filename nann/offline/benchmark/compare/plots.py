@@ -32,6 +32,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator
 
     panels = [("cost a query, in scores of the model", True, _costs(report))]
     if report["timing"]:
@@ -53,13 +54,14 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
                 lines[name] = axis.plot(_spread(x), y, label=name, **_style(name, place))[0]
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         axis.yaxis.set_minor_formatter("{x:g}")
         axis.set_ylabel(label)
         axis.set_xticks(_spread(_TICKS), [f"{tick:g}" for tick in _TICKS])
         axis.set_xlabel(f"recall@{report['corpus']['k']} against exhaustive")
         axis.grid(True, which="both", alpha=0.25)
     shown = [lines[name] for name in names if name in lines]
-    figure.legend(handles=shown, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles=shown, loc="outside lower center", ncols=min(4, 2 * len(panels)), frameon=False)
     figure.suptitle(f"{report['name']}: {report['corpus']['num_items']:,} items, {report['corpus']['model']}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
