@@ -10,11 +10,17 @@ from typing import Any
 import pytest
 
 from nann.offline.benchmark.compare import run
-from nann.offline.benchmark.compare.contender import Skipped
+from nann.offline.benchmark.compare.contender import Found, Setting, Skipped, UserSet
 from nann.offline.benchmark.compare.corpus import Corpus
-from nann.offline.benchmark.compare.engine_contenders import BASELINE
+from nann.offline.benchmark.compare.engine_contenders import (
+    BASELINE,
+    EXHAUSTIVE,
+    EngineContender,
+    engine_contenders,
+)
 from nann.offline.benchmark.compare.loops import TimingBudget
 from nann.offline.benchmark.compare.plots import draw, front
+from nann.offline.benchmark.compare.quality import Truth, exhaustive_truth
 from nann.offline.benchmark.compare.report import page
 from nann.offline.benchmark.compare.run import CompareOptions, compare_corpus
 from nann.offline.progress import Progress
@@ -73,12 +79,39 @@ def test_every_target_has_the_cheapest_setting_of_each_contender(report: dict[st
             assert row["recall"] < target["target"]
 
 
-def test_what_a_few_users_show_to_be_beaten_is_left_out(
-    report: dict[str, Any], shared_corpus: Corpus
-) -> None:
-    best_first = next(entry for entry in report["contenders"] if entry["name"] == "best_first")
-    assert 0 < len(best_first["tuned"]) < best_first["n_settings"]
-    assert {one["n_users"] for one in best_first["tuned"]} == {len(shared_corpus.tune)}
+class _Made:
+    """Answers the truth with `good`, and more dearly items of the truth's other end with `bad`."""
+
+    name, note, fingerprint = "made", "", "made"
+
+    def __init__(self, truths: dict[str, Truth]) -> None:
+        self.settings = [Setting("made", {"kind": kind}) for kind in ("bad", "good")]
+        self.asked: list[tuple[str, int]] = []
+        self._truths = truths
+
+    def answers(self, setting: Setting, users: UserSet, k: int) -> list[Found]:
+        kind = setting.params["kind"]
+        self.asked.append((kind, len(users)))
+        truth = self._truths[users.split].first(len(users))
+        shown = k if kind == "good" else k // 2
+        return [
+            Found(items[:shown], scores[:shown], 10 if kind == "good" else 20, 0.0)
+            for items, scores in zip(truth.item_index, truth.score, strict=True)
+        ]
+
+
+def test_what_a_few_users_show_to_be_beaten_is_asked_of_no_others(shared_corpus: Corpus) -> None:
+    corpus = shared_corpus
+    found = [one for one in engine_contenders(corpus) if isinstance(one, EngineContender)]
+    exhaustive = next(one for one in found if one.name == EXHAUSTIVE)
+    tune, test = (exhaustive_truth(corpus, exhaustive, users) for users in (corpus.tune, corpus.test))
+    made, few = _Made({corpus.tune.split: tune, corpus.test.split: test}), len(corpus.tune) // 2
+    options = CompareOptions(screening_users=few)
+    entry = run._sweep(corpus, made, tune, test, options, Progress(silent=True))  # type: ignore[arg-type]
+    whole = len(corpus.tune)
+    assert made.asked == [("bad", few), ("good", few), ("good", whole), ("good", len(corpus.test))]
+    assert [one.params["kind"] for one in entry.tuned] == ["good"]
+    assert entry.chosen == {0.95: 0, 0.98: 0, 0.99: 0}
 
 
 def test_costs_are_quoted_against_the_baseline(report: dict[str, Any]) -> None:
