@@ -2,7 +2,7 @@
 
 By default it moves its bound between blocks from the heap and mapped ones up to what was freed last (at
 most 32 MiB), so that from the second version on the tables lie among everything else, and their room
-cannot be given back: 45 MB of Brunch's stayed behind at each swap, with the bounds fixed 8 MB.
+cannot be given back: 45 MB of Brunch's stayed behind at each swap.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ __all__ = ["give_back_free_memory", "keep_large_blocks_apart"]
 
 _M_TRIM_THRESHOLD: Final = -1  # malloc.h
 _M_MMAP_THRESHOLD: Final = -3
-# Above the blocks that a search takes (a few MiB), below the tables of a catalogue worth serving.
+# Above the blocks that a search takes, below the tables of a catalogue worth serving. XLA's buffers of a full
+# batch are larger than 8 MiB: mapped and cleared for each batch, they took a fifth of a lane's time.
 _LARGE_BLOCK_BYTES: Final = 32 << 20
 
 

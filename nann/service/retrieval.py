@@ -81,6 +81,12 @@ class RetrievalService:
 
     # Retrieval
 
+    @property
+    def has_room(self) -> bool:
+        """False when a search would be refused whatever it says: no version that is served has room."""
+        served = self._registry.all_served()
+        return not served or not all(version.batcher.is_full for version in served)
+
     def refuse_unread(self, *, searches: bool) -> None:
         """Raise what a new call would be told whatever it says, so that nobody need read it.
 
@@ -93,10 +99,8 @@ class RetrievalService:
         """
         if self._health.state is HealthState.DRAINING:
             raise NotReady("the server is shutting down")
-        if searches:
-            served = self._registry.all_served()
-            if served and all(version.batcher.is_full for version in served):
-                served[0].batcher.refuse()
+        if searches and not self.has_room:
+            self._registry.all_served()[0].batcher.refuse()
 
     async def retrieve(self, request: RetrieveRequest, *, deadline_s: float | None = None) -> RetrieveReply:
         """Answer one request, or raise the `RetrievalError` that says why not.

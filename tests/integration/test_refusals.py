@@ -180,6 +180,8 @@ async def test_a_full_queue_is_no_business_of_who_may_not_ask(tmp_path: Path) ->
         with refused_by_grpc(grpc.StatusCode.UNAUTHENTICATED):
             await world.raw(RETRIEVE, NONSENSE)
         allowed = {"x-api-key": ADMIN_KEY}
+        text = (await world.http.get("/metrics", headers=allowed)).text
+        assert 'nann_rejected_total{reason="queue_full"} 0.0' in text  # nor counted as one
         assert (await world.http.post("/retrieve", content=NONSENSE, headers=allowed)).status_code == 429
 
 

@@ -40,6 +40,7 @@ __all__ = [
 PJRT_JAX_VERSION = "0.10.2"
 CompilerOptions = Mapping[str, str | bool | int | float]
 _ENVIRONMENT = threading.Lock()
+_CPU_CLIENTS: dict[int | None, Any] = {}
 
 
 def _jaxlib() -> Any:
@@ -195,15 +196,20 @@ class PjrtDevice:
         return hashlib.sha256("\n".join(parts).encode() + b"\n" + identity).hexdigest()
 
 
-@cache
 def _cpu_client(threads: int | None) -> Any:
-    """The process's only client of `threads`: JAX's caches hold on to each device that was ever put on, and
-    so to its client, whose dozen threads every version would otherwise leave behind."""
+    """The process's only client of `threads`.
+
+    JAX's caches hold on to each device that was ever put on, and so to its client, whose dozen threads
+    every version would otherwise leave behind.
+    """
     from jax._src.lib import xla_client
 
-    # The pool's size is read from NPROC while the client is made, and from nowhere else.
-    with _ENVIRONMENT, _environment("NPROC", None if threads is None else str(threads)):
-        return xla_client.make_cpu_client(asynchronous=False)
+    with _ENVIRONMENT:
+        if threads not in _CPU_CLIENTS:
+            # The pool's size is read from NPROC while the client is made, and from nowhere else.
+            with _environment("NPROC", None if threads is None else str(threads)):
+                _CPU_CLIENTS[threads] = xla_client.make_cpu_client(asynchronous=False)
+        return _CPU_CLIENTS[threads]
 
 
 class Program:

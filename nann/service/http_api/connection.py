@@ -23,7 +23,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from nann.service.logs import new_request_id
 from nann.service.wire.rest_json import body_of_error
 
-__all__ = ["REFUSALS", "Limits", "Refusal", "Turnstile", "limited_connection"]
+__all__ = ["REFUSALS", "Limits", "Refusal", "RefusalOf", "limited_connection"]
 
 # Failures of a connection, before there is a request: code -> status.
 REFUSALS: Final = {"malformed_http": 400, "headers_too_large": 431, "too_many_connections": 503}
@@ -54,21 +54,22 @@ class Refusal(NamedTuple):
 
 
 # Given method, target and headers of a request; None: there is room, as far as these tell.
-Turnstile: TypeAlias = Callable[[bytes, bytes, Sequence[tuple[bytes, bytes]]], Refusal | None]
+RefusalOf: TypeAlias = Callable[[bytes, bytes, Sequence[tuple[bytes, bytes]]], Refusal | None]
 
 
 def limited_connection(
-    limits: Limits, on_refused: Callable[[], None], turnstile: Turnstile
+    limits: Limits, on_refused: Callable[[], None], refusal_of: RefusalOf
 ) -> type[asyncio.Protocol]:
     """The protocol class for ``uvicorn.Config(http=…)``, which makes its instances itself.
 
-    `on_refused` hears of each connection that is closed because there are too many.
+    `on_refused` hears of each connection that is closed because there are too many; `refusal_of` says which
+    requests there is no room for.
     """
 
     class LimitedConnection(_Connection):
         LIMITS = limits
         ON_REFUSED = staticmethod(on_refused)
-        TURNSTILE = staticmethod(turnstile)
+        REFUSAL_OF = staticmethod(refusal_of)
 
     return LimitedConnection
 
@@ -81,7 +82,6 @@ class _Answered:
     """Stands for the exchange of a request that was answered without one; uvicorn skips the rest of it."""
 
     response_complete = True
-    keep_alive = True
 
     def __init__(self) -> None:
         self.message_event = asyncio.Event()
@@ -93,7 +93,7 @@ _ANSWERED: Final = _Answered()
 class _Connection(HttpToolsProtocol):
     LIMITS: Limits
     ON_REFUSED: Callable[[], None]
-    TURNSTILE: Turnstile
+    REFUSAL_OF: RefusalOf
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -189,7 +189,7 @@ class _Connection(HttpToolsProtocol):
             or not self.parser.should_keep_alive()
         ):
             return False
-        refusal = self.TURNSTILE(self.parser.get_method(), self.url, self.headers)
+        refusal = self.REFUSAL_OF(self.parser.get_method(), self.url, self.headers)
         if refusal is None:
             return False
         self.cycle = _ANSWERED  # type: ignore[assignment]

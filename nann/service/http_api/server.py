@@ -48,7 +48,7 @@ def create_http_server(
     """The server of the application; give ``serve`` the sockets to listen on."""
     app = create_app(service, settings, health, metrics, access, tracing)
     # A refusal that is traced needs a span, and goes the long way.
-    turnstile = (
+    refusal_of = (
         Turnstile(service, access, metrics, access_log=settings.access_log).refusal
         if tracing is None
         else lambda _method, _target, _headers: None
@@ -57,7 +57,7 @@ def create_http_server(
     return HttpServer(
         uvicorn.Config(
             app,
-            http=limited_connection(limits, metrics.connection_refused, turnstile),
+            http=limited_connection(limits, metrics.connection_refused, refusal_of),
             ws="none",
             lifespan="off",
             log_config=None,

@@ -47,14 +47,9 @@ class Turnstile:
         """
         if (method, target) != _SEARCH:
             return None
+        if self._service.has_room:
+            return None
         start_s = time.perf_counter()
-        try:
-            self._service.refuse_unread(searches=True)
-            return None
-        except Overloaded as error:
-            failure = error
-        except RetrievalError:
-            return None
         sent = {name: value.decode("latin-1") for name, value in headers}
         caller = None
         if self._access is not None:
@@ -64,6 +59,13 @@ class Turnstile:
                 )
             except RetrievalError:
                 return None
+        try:
+            self._service.refuse_unread(searches=True)
+            return None
+        except Overloaded as error:
+            failure = error
+        except RetrievalError:
+            return None
         request_id = request_id_of(sent.get(b"x-request-id"))
         response = error_response(failure, request_id)
         code, duration_s = error_row(failure).code, time.perf_counter() - start_s
