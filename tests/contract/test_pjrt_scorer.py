@@ -21,7 +21,7 @@ from tiny_models import TinyModel, integer_dot, make_model_world, publish, publi
 from nann.engine.artifacts import read_manifest
 from nann.engine.backend import Tiles
 from nann.engine.errors import ArtifactError, BackendError, Unsupported
-from nann.engine.scoring import pjrt_client
+from nann.engine.scoring import pjrt_client, pjrt_scorer
 from nann.engine.scoring.buckets import BucketGrid, Shape
 from nann.engine.scoring.pjrt_client import PJRT_JAX_VERSION, PjrtDevice
 from nann.engine.scoring.pjrt_programs import Interface, PjrtPrograms, open_programs
@@ -259,7 +259,11 @@ def test_an_error_of_xla_becomes_a_backend_error(published, scorer) -> None:
     assert np.isfinite(scorer.score(users, tiles(model))).all()
 
 
-def test_a_non_finite_model_fails_its_warm_up(published) -> None:
+@pytest.mark.parametrize("known", [False, True], ids=["first", "after a sound one of the same programs"])
+def test_a_non_finite_model_fails_its_warm_up(published, monkeypatch, known) -> None:
+    monkeypatch.setattr(pjrt_scorer, "_BIT_EQUAL", {})
+    if known:
+        load(published[0]).warm_up()
     programs = opened(published[0])
     broken = [programs.device.put(np.full(w.shape, np.nan, w.dtype)) for w in programs.weights["score"]]
     programs.weights["score"] = broken

@@ -223,6 +223,13 @@ def test_exclusions_leave_room_in_the_pool(tmp_path) -> None:
     assert half.params.ef == 16
 
 
+def test_an_item_excluded_twice_is_one(world, engine) -> None:
+    ids = world.item_ids[[7, 3, 5]].tolist()
+    checked = engine.check(query(world, exclude=[*ids, ids[0]], seen=ids[::-1]))
+    assert checked.admission.excluded.tolist() == [3, 5, 7]
+    assert checked.admission.count == len(world.item_ids) - 3
+
+
 # -- gates ------------------------------------------------------------------------------------------
 
 

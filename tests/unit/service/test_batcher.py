@@ -734,6 +734,9 @@ async def test_what_has_not_been_read_is_taken_to_be_as_patient_as_those_before(
     )  # it came another way, and was read
     await settle()
     assert not world.batcher.is_full
+    with pytest.raises(Overloaded):  # one who is in a hurry does not make the others so
+        await world.batcher.submit(FakeQuery("hasty"), deadline_s=world.time.now_s + 0.1)
+    assert not world.batcher.is_full
     held.finish()
     for _ in waiting:
         (await world.search.next_call()).finish()
