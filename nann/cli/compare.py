@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,6 +41,10 @@ def compare_command(
     report_users: Annotated[int, typer.Option(min=1, help="Test users of the figures.")] = 1000,
     k: Annotated[int, typer.Option(min=1, help="Items answered to each user.")] = 200,
     lanes: Annotated[int, typer.Option(min=1, help="Searches that run at a time.")] = 2,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Contenders whose names begin so; repeat for several. By default all."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare this engine, NANN's search and the usual indexes on the same model, corpus and users.
@@ -61,6 +66,7 @@ def compare_command(
         timed_points=timed_points,
         rounds=rounds,
         budget=TimingBudget(requests=requests),
+        only=tuple(only or ()),
     )
     target = work / "benchmarks.md" if docs is None else docs
     reports: list[dict[str, Any]] = []
@@ -86,12 +92,20 @@ def compare_command(
                 )
             )
             draw(reports[-1], target.parent / "benchmarks" / f"{name}.png")
-            target.write_text(page(reports, skipped), encoding="utf-8")
+            target.write_text(page([*reports, *_earlier(work, reports)], skipped), encoding="utf-8")
     emit(
         {"corpora": reports, "skipped": skipped},
         as_json=as_json,
         words=f"{target} is written" if reports else "nothing was compared",
     )
+
+
+def _earlier(work: Path, reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What earlier runs have measured in `work` of other corpora."""
+    new = {report["name"] for report in reports}
+    paths = sorted(work.glob("*/compare/report.json"))
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    return [report for report in found if report["name"] not in new]
 
 
 def _run(

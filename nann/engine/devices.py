@@ -26,6 +26,7 @@ __all__ = [
     "Precision",
     "ScorerName",
     "choose_devices",
+    "choose_scorer",
     "cpu_lanes",
     "default_max_batch",
     "open_lanes",
@@ -213,7 +214,7 @@ def open_lanes(
         Unsupported: the scorer is not one this machine or version has, or it has no other precision.
         BackendError: something does not fit into a device's memory; says what, and how much it needs.
     """
-    chosen = _choose_scorer(scorer, devices, artifact.manifest, max_batch)
+    chosen = choose_scorer(scorer, devices, artifact.manifest, max_batch)
     if chosen == "tensorflow" and precision != "float32":
         raise Unsupported(f"the tensorflow scorer has no {precision} products; use --scorer pjrt")
     names = tuple(str(device) for device in devices for _ in range(lanes))
@@ -245,10 +246,14 @@ def open_lanes(
     return Lanes(cpu_lanes(artifact, scorers, max_batch=max_batch), names, chosen)
 
 
-def _choose_scorer(
+def choose_scorer(
     scorer: ScorerName, devices: Sequence[Device], manifest: Manifest, max_batch: int
 ) -> Literal["tensorflow", "pjrt"]:
-    """What ``auto`` means: PJRT on a GPU, and on the CPU where version and machine are made for it."""
+    """What ``auto`` means: PJRT on a GPU, and on the CPU where version and machine are made for it.
+
+    Raises:
+        Unsupported: the scorer is not one this machine has.
+    """
     if scorer == "auto":
         if devices[0].kind == "cuda":
             return "pjrt"

@@ -16,22 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nann.engine.backend import Admission, Backend
+from nann.engine.backend import Admission
 from nann.engine.catalog import Catalog
 from nann.engine.errors import BackendError, InvalidQuery, Unsupported
 from nann.engine.filters import FilterCache
 from nann.engine.gate import GateRequest
-from nann.engine.retrievers.exhaustive import ExhaustiveRetriever
-from nann.engine.retrievers.hnsw import HnswRetriever
-from nann.engine.retrievers.inner_product import InnerProductRetriever
+from nann.engine.lanes import LaneProcess, Lanes, LocalLanes
 from nann.engine.retrievers.policies import check_params, level_walk
-from nann.engine.retrievers.retriever import Answer, PreparedQuery, Retriever, silent
+from nann.engine.retrievers.retriever import Answer, PreparedQuery, silent
 from nann.engine.types import Hits, ItemId, Note, Query, SearchParams, UserId
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float32, Int32
 
     from nann.engine.artifacts import Artifact, Manifest, Verify
+    from nann.engine.backend import Backend
     from nann.engine.devices import DeviceMemory, Precision, ScorerName
     from nann.engine.scoring.scorer import Scorer
 
@@ -67,40 +66,35 @@ class SearchEngine:
     def __init__(
         self,
         artifact: Artifact,
-        lanes: Sequence[tuple[Backend[Any, Any], Scorer]],
+        lanes: Sequence[tuple[Backend[Any, Any], Scorer]] | Lanes,
         *,
         max_batch: int,
         max_k: int = 1000,
         lane_devices: Sequence[str] | None = None,
         placement: str = "",
     ) -> None:
-        """An engine of one lane for each (backend, scorer); lanes may share a scorer.
+        """An engine of ready-made lanes, or of one lane for each (backend, scorer); they may share a scorer.
 
         `lane_devices` names the device of each lane, by default one for all: a failure of one lane casts
         doubt on those beside it. `placement` says where the engine searches, and why there.
         """
-        if not lanes or max_batch < 1 or max_k < 1:
-            raise ValueError("an engine has at least one lane, and max_batch and max_k of at least 1")
+        if isinstance(lanes, Sequence):
+            if not lanes:
+                raise ValueError("an engine has at least one lane")
+            lanes = LocalLanes(artifact, lanes)
+        if max_batch < 1 or max_k < 1:
+            raise ValueError("an engine has a max_batch and a max_k of at least 1")
         self.manifest: Manifest = artifact.manifest
-        self.n_lanes = len(lanes)
-        self.lane_devices = tuple(lane_devices) if lane_devices is not None else ("cpu",) * len(lanes)
+        self.n_lanes = lanes.count
+        self.lane_devices = tuple(lane_devices) if lane_devices is not None else ("cpu",) * lanes.count
         self.placement = placement
         self.max_batch = max_batch
         self.max_k = max_k
         self._artifact = artifact
-        self._backends = [backend for backend, _ in lanes]
-        self._scorers = list(dict.fromkeys(scorer for _, scorer in lanes))
+        self._lanes = lanes
         self._catalog = Catalog(artifact)
         self._gate_tables = artifact.gate
         self._filters = FilterCache(self._catalog.table)
-        self._lanes: list[Mapping[str, Retriever]] = [
-            {
-                "hnsw": HnswRetriever(backend, scorer, num_items=artifact.num_items),
-                "exhaustive": ExhaustiveRetriever(backend, scorer, num_items=artifact.num_items),
-                "inner_product": InnerProductRetriever(backend, scorer, item_vectors=artifact.item_vectors),
-            }
-            for backend, scorer in lanes
-        ]
 
     @classmethod
     def load(
@@ -160,7 +154,12 @@ class SearchEngine:
 
     @property
     def n_compilations(self) -> int:
-        return sum(scorer.n_compilations for scorer in self._scorers)
+        return self._lanes.n_compilations
+
+    @property
+    def lane_process(self) -> LaneProcess | None:
+        """The process that searches, where that is not this one."""
+        return self._lanes.process
 
     @property
     def memory_bytes(self) -> int:
@@ -180,13 +179,13 @@ class SearchEngine:
             BackendError: a program failed, or a score was not finite.
         """
         started = time.perf_counter()
-        in_every_shape = [scorer.warm_up() for scorer in self._scorers]
+        bit_equal = self._lanes.warm_up()
         for lane in range(self.n_lanes):
             for batch in self._warm_up_batches():
                 for hits in self.search(batch, lane):
                     if bad := [note.count for note in hits.notes if note.code == "nonfinite_scores"]:
                         raise BackendError(f"the model gives {bad[0]} items a NaN or infinite score")
-        return WarmUp(time.perf_counter() - started, self.n_compilations, all(in_every_shape))
+        return WarmUp(time.perf_counter() - started, self.n_compilations, bit_equal)
 
     def check(self, query: Query) -> PreparedQuery:
         """Resolve a query's ids and check it against this model; touches no lane.
@@ -239,10 +238,8 @@ class SearchEngine:
         """
         if not 1 <= len(batch) <= self.max_batch or len({query.compat for query in batch}) != 1:
             raise ValueError(f"a batch holds 1 to {self.max_batch} queries of one compat")
-        backend = self._backends[lane]
-        before = backend.launches
-        answers = self._lanes[lane][batch[0].retriever].search(batch, probe or silent)
-        hits = self._hits(batch, answers, launches=backend.launches - before)
+        answers, launches = self._lanes.search(batch, lane, probe or silent)
+        hits = self._hits(batch, answers, launches=launches)
         if probe is not None:
             probe("results")
         return hits
@@ -284,11 +281,7 @@ class SearchEngine:
 
     def close(self) -> None:
         """Give the lanes' memory and the weights back; mapped files go with the last reference to them."""
-        self._lanes, self._backends = [], []
-        for scorer in self._scorers:
-            close = getattr(scorer, "close", None)
-            if close is not None:
-                close()
+        self._lanes.close()
 
     # -- checking ------------------------------------------------------------------------------
 
@@ -344,7 +337,7 @@ class SearchEngine:
             embedded = comm_seq.astype(np.float32)
         if not np.isfinite(embedded).all():
             raise InvalidQuery("comm_seq holds a NaN, an infinity or a number too large for float32")
-        if not self._scorers[0].takes_comm_seq:
+        if not self._lanes.takes_comm_seq:
             raise Unsupported("this model cannot be queried by comm_seq")
         return embedded
 

@@ -127,6 +127,7 @@ class Batcher(Generic[P, R]):
         )
         self._seconds_per_cost: float | None = None
         self._batch_s = 0.0
+        self._usual_cost = 0.0
         self._patience_s = _MOST_PATIENCE_S
         self._dispatch_is_due = False
         self._fill_timer: TimerHandle | None = None
@@ -143,14 +144,16 @@ class Batcher(Generic[P, R]):
         """Lanes that search now."""
         return self._rotation.n_busy
 
-    @property
-    def is_full(self) -> bool:
-        """True when a query that comes alone would be refused now, if it is no more patient than others."""
-        return self._unread_refusal() is not None
+    def has_room(self, *, ahead: int = 0) -> bool:
+        """Whether a query that comes alone would be let in now, if it is no more patient than others.
 
-    def refuse(self) -> None:
+        `ahead` queries have been let in before it that are not here yet.
+        """
+        return self._unread_refusal(ahead) is None
+
+    def refuse(self, *, ahead: int = 0) -> None:
         """Raise the `Overloaded` of a query that nobody has read, and count it; not when there is room."""
-        refusal = self._unread_refusal()
+        refusal = self._unread_refusal(ahead)
         if refusal is not None:
             reason, why = refusal
             raise self._refusal(reason, 1, self._overloaded(why))
@@ -257,6 +260,7 @@ class Batcher(Generic[P, R]):
         patience_s = min(call.deadline_s - call.arrival_s, _MOST_PATIENCE_S)
         self._patience_s = max(patience_s, _PATIENCE_DECAY * self._patience_s)
         cost = sum(entry.cost for entry in entries)
+        self._usual_cost = cost / n
         refusal = self._queue.refusal(n=n, cost=cost, bulk=call.bulk)
         if refusal is not None:
             reason, why = refusal
@@ -267,15 +271,16 @@ class Batcher(Generic[P, R]):
             why = f"an answer takes about {answer_s * 1e3:.0f} ms, longer than the deadline allows"
             raise self._refusal("too_late", n, self._overloaded(why))
 
-    def _unread_refusal(self) -> tuple[RejectReason, str] | None:
+    def _unread_refusal(self, ahead: int) -> tuple[RejectReason, str] | None:
         """Why a query that comes alone need not be read; None where it may be let in."""
-        refusal = self._queue.refusal(n=1, cost=1, bulk=False)
+        cost = self._queue.work / self.depth if self.depth else self._usual_cost
+        ahead_cost = ahead * cost
+        refusal = self._queue.refusal(n=1, cost=1, bulk=False, ahead=ahead, ahead_cost=ahead_cost)
         if refusal is not None:
             reason, why = refusal
             return reason, f"the queue is full: {why}"
-        if self.depth:
-            cost = self._queue.work / self.depth
-            answer_s = self._expected_answer_s(cost, cost, bulk=False)
+        if cost and (self.depth or ahead):  # else nobody has asked for anything yet
+            answer_s = self._expected_answer_s(cost, cost, bulk=False, ahead_cost=ahead_cost)
             if answer_s >= _PATIENCE_SHARE * self._patience_s:
                 return "too_late", f"an answer takes about {answer_s * 1e3:.0f} ms"
         return None
@@ -290,12 +295,15 @@ class Batcher(Generic[P, R]):
             return Overloaded(why)
         return Overloaded(why, retry_after_s=self._queue.work * self._seconds_per_cost / self._limits.n_lanes)
 
-    def _expected_answer_s(self, cost: float, mean_cost: float, *, bulk: bool) -> float:
+    def _expected_answer_s(
+        self, cost: float, mean_cost: float, *, bulk: bool, ahead_cost: float = 0.0
+    ) -> float:
         """How long queries of `cost` together would be under way: waiting, and on a lane."""
         n_lanes = self._limits.n_lanes
-        wait_s = self._expected_s(self._queue.work_before(bulk=bulk), mean_cost) / n_lanes
+        wait_s = self._expected_s(self._queue.work_before(bulk=bulk) + ahead_cost, mean_cost) / n_lanes
+        batch_s = self._expected_batch_s(self._queue.work + ahead_cost + cost, mean_cost)
         # The batch that is on the next lane is half done on average.
-        return wait_s + self._expected_batch_s(self._queue.work + cost, mean_cost) * (1 + 0.5 / n_lanes)
+        return wait_s + batch_s * (1 + 0.5 / n_lanes)
 
     def _expected_s(self, work: float, cost: float) -> float:
         """A lane's time for `work` in queries of `cost`: by items or by batches, whichever is less."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -17,11 +17,15 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from nann.service.batcher import BatchObserver, DispatchReason, RejectReason
+from nann.service.search_process.usage import process_usage
+
+if TYPE_CHECKING:
+    from nann.engine.lanes import LaneProcess
 
 __all__ = [
     "LATENCY_BUCKETS_S",
@@ -69,6 +73,38 @@ class _Compilations(Collector):
         )
         family.add_metric([], self._unloaded + sum(count() for count in self._counts.values()))
         yield family
+
+
+class _SearchProcesses(Collector):
+    """Looks at the processes that search at scrape time."""
+
+    def __init__(self, processes: dict[tuple[str, int], Callable[[], LaneProcess | None]]) -> None:
+        self._processes = processes
+
+    def collect(self) -> Iterable[Metric]:
+        labels = ["model", "version"]
+        resident = GaugeMetricFamily(
+            "nann_search_process_resident_memory_bytes",
+            "Resident memory of the process that searches a version.",
+            labels=labels,
+        )
+        cpu = CounterMetricFamily(
+            "nann_search_process_cpu_seconds", "Processor time of the process that searches.", labels=labels
+        )
+        starts = CounterMetricFamily(
+            "nann_search_process_starts", "Times that such a process was started; 1 is usual.", labels=labels
+        )
+        for (model, version), process_of in self._processes.items():
+            process = process_of()
+            if process is None:
+                continue
+            values = [model, str(version)]
+            starts.add_metric(values, process.n_starts)
+            usage = process_usage(process.pid)
+            if usage is not None:
+                resident.add_metric(values, usage.resident_bytes)
+                cpu.add_metric(values, usage.cpu_s)
+        yield from (resident, cpu, starts)
 
 
 class Metrics:
@@ -171,6 +207,8 @@ class Metrics:
         self._compilation_counts: dict[tuple[str, int], Callable[[], int]] = {}
         self._compilations = _Compilations(self._compilation_counts)
         self.registry.register(self._compilations)
+        self._search_processes: dict[tuple[str, int], Callable[[], LaneProcess | None]] = {}
+        self.registry.register(_SearchProcesses(self._search_processes))
 
     def observe_request(
         self, *, api: str, method: str, model: str | None, code: str, duration_s: float
@@ -236,6 +274,7 @@ class Metrics:
         n_items: int,
         load_s: float,
         compilations: Callable[[], int],
+        process: Callable[[], LaneProcess | None] = lambda: None,
         measured_recall: float | None = None,
     ) -> None:
         """A version was loaded, warmed and takes queries from now on; `measured_recall` as published."""
@@ -247,6 +286,7 @@ class Metrics:
         self._index_sizes[model, version] = n_items
         self._index_items.set(sum(self._index_sizes.values()))
         self._compilation_counts[model, version] = compilations
+        self._search_processes[model, version] = process
 
     def lanes_changed(self, model: str, version: int, *, doubted: int) -> None:
         """So many lanes of a version wait for a search that proves them."""
@@ -260,6 +300,7 @@ class Metrics:
         if self._index_sizes.pop((model, version), None) is not None:
             self._index_items.set(sum(self._index_sizes.values()))
             self._compilations.retire((model, version))
+            del self._search_processes[model, version]
 
     def batch_observer(self, model: str) -> BatchObserver:
         """What a batcher of `model` reports to."""

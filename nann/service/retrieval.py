@@ -81,17 +81,19 @@ class RetrievalService:
 
     # Retrieval
 
-    @property
-    def has_room(self) -> bool:
-        """False when a search would be refused whatever it says: no version that is served has room."""
-        served = self._registry.all_served()
-        return not served or not all(version.batcher.is_full for version in served)
+    def has_room(self, *, ahead: int = 0) -> bool:
+        """False when a search would be refused whatever it says: no version that is served has room.
 
-    def refuse_unread(self, *, searches: bool) -> None:
+        `ahead` searches have been let in before it that have not asked for theirs yet.
+        """
+        served = self._registry.all_served()
+        return not served or any(version.batcher.has_room(ahead=ahead) for version in served)
+
+    def refuse_unread(self, *, searches: bool, ahead: int = 0) -> None:
         """Raise what a new call would be told whatever it says, so that nobody need read it.
 
         A call that is not refused here may still be, for what it says. One that `searches` and would not
-        have come to wait (a history of unknown items) is refused with the others.
+        have come to wait (a history of unknown items) is refused with the others. `ahead` as in `has_room`.
 
         Raises:
             NotReady: the server is going away.
@@ -99,8 +101,8 @@ class RetrievalService:
         """
         if self._health.state is HealthState.DRAINING:
             raise NotReady("the server is shutting down")
-        if searches and not self.has_room:
-            self._registry.all_served()[0].batcher.refuse()
+        if searches and not self.has_room(ahead=ahead):
+            self._registry.all_served()[0].batcher.refuse(ahead=ahead)
 
     async def retrieve(self, request: RetrieveRequest, *, deadline_s: float | None = None) -> RetrieveReply:
         """Answer one request, or raise the `RetrievalError` that says why not.

@@ -127,6 +127,11 @@ class Settings(BaseSettings):
         default="float32",
         description="Precision of what goes into the model's matrix products (pjrt only); sums are float32.",
     )
+    search_process: bool = Field(
+        default=True,
+        description="On a CPU, search in a process of its own, so that requests and searches do not wait for "
+        "one Python interpreter. On a GPU searches stay in the server's process.",
+    )
     lanes: int = Field(
         default=2,
         ge=1,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from nann.engine.artifacts import read_manifest, verify_files
-from nann.engine.devices import choose_devices, default_max_batch
+from nann.engine.devices import CPU, choose_devices, default_max_batch
 from nann.engine.errors import ArtifactError, BackendError, Unsupported
 from nann.engine.footprint import expected_load_bytes
 from nann.service.allocator import give_back_free_memory
@@ -21,6 +21,7 @@ from nann.service.headroom import available_bytes, check_headroom
 from nann.service.lane import Lane
 from nann.service.logs import get_logger
 from nann.service.recorded_requests import replay_recorded
+from nann.service.search_process.lanes import Starter
 from nann.service.settings import Settings
 
 if TYPE_CHECKING:
@@ -131,6 +132,15 @@ def _give_way() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
+def _gives_way() -> bool:
+    """Whether this thread has lowered its priority."""
+    try:
+        own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        return own > os.getpriority(os.PRIO_PROCESS, os.getpid())
+    except (OSError, AttributeError):
+        return False
+
+
 def engine_loader(settings: Settings) -> LoadEngine:
     """What loads and warms one version as `settings` say; blocking, and the first to import heavy libraries.
 
@@ -139,11 +149,12 @@ def engine_loader(settings: Settings) -> LoadEngine:
     """
 
     chosen: set[Path] = set()  # models of which the device chosen has served a version
+    starter = Starter() if settings.search_process else None
 
     def load(version_dir: Path) -> SearchEngine:
         model_dir = version_dir.parent
         try:
-            engine = _load(version_dir, settings, settings.device)
+            engine = _load(version_dir, settings, settings.device, starter)
             chosen.add(model_dir)
             return engine
         except (BackendError, Unsupported) as error:
@@ -152,7 +163,7 @@ def engine_loader(settings: Settings) -> LoadEngine:
                 raise
             log.warning("not served as --device auto chose, but on the CPU", reason=str(error))
         # Out of the handler, so that the error does not keep the failed engine's memory alive.
-        return _load(version_dir, settings, "cpu")
+        return _load(version_dir, settings, "cpu", starter)
 
     return load
 
@@ -182,12 +193,27 @@ def _writable(directory: Path) -> Path | None:
         return None
 
 
-def _load(version_dir: Path, settings: Settings, device: str) -> SearchEngine:
+def _load(version_dir: Path, settings: Settings, device: str, starter: Starter | None) -> SearchEngine:
+    engine = _open(version_dir, settings, device, starter)
+    log.info("device", model=engine.manifest.model_name, chosen=engine.placement)
+    if not engine.warm_up().bit_equal:
+        log.warning(
+            "scores depend on the shape they are computed in: equal queries may get unequal answers",
+            model=engine.manifest.model_name,
+        )
+    return engine
+
+
+def _open(version_dir: Path, settings: Settings, device: str, starter: Starter | None) -> SearchEngine:
     from nann.engine.devices import DeviceMemory, parse_memory_limit
     from nann.engine.search_engine import SearchEngine
 
+    if starter is not None and not device.startswith("cuda"):
+        devices, reason = choose_devices(device, scorer=settings.scorer)
+        if devices == (CPU,):
+            return _open_apart(version_dir, settings, reason, starter)
     limit = settings.device_memory_limit
-    engine = SearchEngine.load(
+    return SearchEngine.load(
         version_dir,
         device=device,
         scorer=settings.scorer,
@@ -203,10 +229,36 @@ def _load(version_dir: Path, settings: Settings, device: str) -> SearchEngine:
             None if limit is None else parse_memory_limit(limit), settings.xla_memory_fraction
         ),
     )
-    log.info("device", model=engine.manifest.model_name, chosen=engine.placement)
-    if not engine.warm_up().bit_equal:
-        log.warning(
-            "scores depend on the shape they are computed in: equal queries may get unequal answers",
-            model=engine.manifest.model_name,
-        )
-    return engine
+
+
+def _open_apart(version_dir: Path, settings: Settings, reason: str, starter: Starter) -> SearchEngine:
+    """An engine whose lanes are in a process of their own, on the CPU."""
+    from nann.engine.artifacts import Artifact
+    from nann.engine.devices import choose_scorer, threads_per_lane
+    from nann.engine.search_engine import SearchEngine
+    from nann.service.search_process.lanes import ProcessLanes
+    from nann.service.search_process.messages import OpenLanes
+
+    artifact = Artifact.open(version_dir, verify=settings.verify)
+    max_batch = settings.max_batch_size or default_max_batch((CPU,))
+    scorer = choose_scorer(settings.scorer, (CPU,), artifact.manifest, max_batch)
+    lanes = ProcessLanes(
+        OpenLanes(
+            version_dir=version_dir,
+            scorer=scorer,
+            lanes=settings.lanes,
+            max_batch=max_batch,
+            xla_cache_dir=_writable(settings.xla_cache_dir),
+            intra_op_threads=settings.intra_op_threads or threads_per_lane(settings.lanes),
+            precision=settings.score_precision,
+            gives_way=_gives_way(),
+        ),
+        starter,
+    )
+    return SearchEngine(
+        artifact,
+        lanes,
+        max_batch=max_batch,
+        max_k=settings.max_k,
+        placement=f"{reason}; scorer {scorer}, in a process of its own",
+    )

@@ -122,6 +122,7 @@ class VersionSlots:
             n_items=engine.manifest.num_items,
             load_s=load_s,
             compilations=lambda: engine.n_compilations,
+            process=lambda: engine.lane_process,
             measured_recall=engine.manifest.quality.get("recall"),
         )
         log.info("loaded", model=name, version=version, load_s=round(load_s, 3))

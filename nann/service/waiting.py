@@ -83,16 +83,21 @@ class WaitingQueue(Generic[W]):
         own = self._work[False]
         return own + min(self._work[True], own * BULK_SHARE / (1 - BULK_SHARE))
 
-    def refusal(self, *, n: int, cost: int, bulk: bool) -> tuple[RejectReason, str] | None:
-        """Why `n` more waiters of `cost` together cannot be let in; None when they can."""
-        bounds = [(1.0, self.depth, self.work, "")]
+    def refusal(
+        self, *, n: int, cost: float, bulk: bool, ahead: int = 0, ahead_cost: float = 0.0
+    ) -> tuple[RejectReason, str] | None:
+        """Why `n` more waiters of `cost` together cannot be let in; None when they can.
+
+        `ahead` others, of `ahead_cost` together, have been let in and will be waiting before them.
+        """
+        bounds = [(1.0, self.depth + ahead, self.work + ahead_cost, "")]
         if bulk:
             bounds.append((_BULK_PART_OF_QUEUE, self._depth[True], self._work[True], " from batch calls"))
         for part, depth, work, whose in bounds:
             if depth and depth + n > part * self._limit:
                 return "queue_full", f"{depth} queries{whose} are waiting"
             if depth and work + cost > part * self._work_limit:
-                return "work_full", f"{work} items{whose} wait to be scored"
+                return "work_full", f"{work:.0f} items{whose} wait to be scored"
         return None
 
     def add(self, waiter: W) -> None:

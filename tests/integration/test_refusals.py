@@ -44,7 +44,7 @@ async def full(directory: Path, **settings: Any) -> AsyncIterator[Transports]:
         asked = [asyncio.ensure_future(world.native.Retrieve(query, metadata=key))]
         assert await asyncio.to_thread(engine.searching.wait, PATIENCE_S)
         asked.append(asyncio.ensure_future(world.native.Retrieve(query, metadata=key)))
-        await until(lambda: batcher.is_full)
+        await until(lambda: not batcher.has_room())
         try:
             yield world
         finally:
@@ -203,7 +203,7 @@ async def test_room_in_any_queue_is_reason_to_read_on(tmp_path: Path) -> None:
         asked = [asyncio.ensure_future(world.http.post("/retrieve", json={"history": [1], "version": 1}))]
         assert await asyncio.to_thread(engines[1].searching.wait, PATIENCE_S)
         asked.append(asyncio.ensure_future(world.http.post("/retrieve", json={"history": [1], "version": 1})))
-        await until(lambda: old.is_full)
+        await until(lambda: not old.has_room())
         assert (await world.http.post("/retrieve", json={"history": [1]})).json()["version"] == 2
         refused = await world.http.post("/retrieve", json={"history": [1], "version": 1})
         assert refused.status_code == 429

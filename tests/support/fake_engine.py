@@ -161,6 +161,7 @@ class FakeEngine:
         self.lane_devices = tuple(lane_devices) if lane_devices is not None else ("cpu",) * lanes
         self.broken_devices: set[str] = set()
         self.n_compilations = 7
+        self.lane_process = None
         self.memory_bytes = 0
         self.search_error: BaseException | None = None
         self.gate = threading.Event()

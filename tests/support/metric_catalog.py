@@ -43,7 +43,7 @@ LABELS: dict[str, tuple[str, ...]] = {
             for metric in vars(_METRICS).values()
             if getattr(metric, "_name", None) == family.name
         ),
-        (),
+        getattr(family, "_labelnames", ()),  # of a collector of our own
     )
     for name, family in _ALL.items()
 }

@@ -29,7 +29,12 @@ HOMES = {
     "keras": ("offline/",),
     "jax": ("engine/scoring/pjrt_", "engine/cuda/", "offline/benchmark/gpu/"),
     "jaxlib": ("engine/scoring/pjrt_client.py",),
-    "faiss": ("offline/builders/", "engine/retrievers/faiss", "offline/benchmark/compare/indexes.py"),
+    "faiss": (
+        "offline/builders/",
+        "engine/retrievers/faiss",
+        "offline/benchmark/compare/indexes.py",
+        "offline/benchmark/replay/graphs.py",
+    ),
     "hnswlib": (
         "offline/builders/",
         "engine/retrievers/hnswlib",

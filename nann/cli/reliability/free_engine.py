@@ -63,6 +63,7 @@ class FreeEngine:
         self.n_lanes, self.max_batch, self.max_k = lanes, max_batch, 1000
         self.lane_devices = ("cpu",) * lanes
         self.n_compilations = 0
+        self.lane_process = None
         self.memory_bytes = 0
         self._search_s = search_s
         self._hits: dict[int, Hits] = {}

@@ -20,6 +20,7 @@ from nann.cli.benchmark_engine import find_version
 from nann.cli.benchmark_http import HttpClient
 from nann.cli.benchmark_targets import Ask, grpc_target
 from nann.cli.output import JsonOption
+from nann.cli.reliability.few_lanes import LanesOption, lanes_flags, lanes_words
 from nann.cli.reliability.process import BusyClock, process_figures
 from nann.cli.reliability.row import print_row
 from nann.cli.server_process import RunningServer, running_server
@@ -143,15 +144,16 @@ def overload_command(
     transport: Annotated[Literal["rest", "grpc"], typer.Option(help="Which surface.")] = "rest",
     duration: Annotated[float, typer.Option(min=1.0, help="Seconds of overload.")] = 15.0,
     seed: Annotated[int, typer.Option(help="Seed of users and arrivals.")] = 0,
+    lanes: LanesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Overload: goodput, the speed of refusals, memory, and recovery."""
     offer = Offer(factor=factor, deadline_ms=deadline_ms, transport=transport, duration_s=duration)
-    result = measure_overload(repository, model, offer, seed=seed)
+    result = measure_overload(repository, model, offer, seed=seed, flags=lanes_flags(lanes))
     print_row(
         f"Overload at {factor:g} × capacity, open loop ({transport}, deadline {deadline_ms:g} ms): "
         "goodput ≥ 90 % of capacity within deadline; refusals' median latency ≤ 5 ms; memory flat; "
-        "recovery within 2 s",
+        "recovery within 2 s" + lanes_words(lanes),
         result.words(),
         kept=result.kept,
         as_json=as_json,

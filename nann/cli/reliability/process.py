@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,18 +26,36 @@ class ProcessFigures:
 
 
 def process_figures(pid: int) -> ProcessFigures:
-    """The figures of /proc (man 5 proc). OSError when the process is gone."""
+    """The figures of /proc (man 5 proc), of a process and those it has started, together.
+
+    Raises:
+        OSError: the process is gone.
+    """
+    found = [_figures(pid)]
+    for child in _children(pid):
+        with suppress(OSError):  # gone meanwhile
+            found.append(process_figures(child))
+    return ProcessFigures(*(sum(getattr(one, name) for one in found) for name in ProcessFigures.__slots__))
+
+
+def _figures(pid: int) -> ProcessFigures:
     place = Path("/proc", str(pid))
     # The name of the program comes second, in brackets, and may hold anything.
     fields = (place / "stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
-    utime, stime, threads = int(fields[11]), int(fields[12]), int(fields[17])
+    # Time of its own, and of children that have ended.
+    ticks, threads = sum(map(int, fields[11:15])), int(fields[17])
     resident_pages = int((place / "statm").read_text(encoding="ascii").split()[1])
     return ProcessFigures(
         resident_bytes=resident_pages * os.sysconf("SC_PAGE_SIZE"),
-        cpu_s=(utime + stime) / os.sysconf("SC_CLK_TCK"),
+        cpu_s=ticks / os.sysconf("SC_CLK_TCK"),
         open_files=sum(1 for _ in (place / "fd").iterdir()),
         threads=threads,
     )
+
+
+def _children(pid: int) -> list[int]:
+    lists = Path("/proc", str(pid), "task").glob("*/children")
+    return [int(child) for path in lists for child in path.read_text(encoding="ascii").split()]
 
 
 class BusyClock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -16,7 +17,8 @@ import uvloop
 
 from nann.cli.benchmark_engine import find_version
 from nann.cli.benchmark_http import HttpClient
-from nann.cli.server_process import running_server
+from nann.cli.reliability.process import process_figures
+from nann.cli.server_process import RunningServer, running_server
 from nann.offline.benchmark.load import OK, Load, Outcome, Sample, closed_loop, open_loop, precise_timer
 from nann.offline.benchmark.percentiles import LatencyBlock
 from nann.offline.benchmark.users import User, sample_users
@@ -50,7 +52,7 @@ class SwapResult:
     swaps: int
     rate_qps: float
     requests: int
-    failed: int
+    failed: Counter[str]
     mixed: int
     steady: LatencyBlock
     during: LatencyBlock
@@ -68,12 +70,17 @@ class SwapResult:
     def kept(self) -> bool:
         return not self.failed and not self.mixed and self.ratio <= _WORST_RATIO
 
+    def _codes(self) -> str:
+        return (
+            f" ({', '.join(f'{n} `{code}`' for code, n in self.failed.most_common())})" if self.failed else ""
+        )
+
     def words(self) -> str:
         """The result in one sentence."""
         before_mib, after_mib = self.memory_mib
         words = (
             f"{self.swaps} swaps of {self.mean_swap_s:.1f} s at {self.rate_qps:.0f} requests/s: "
-            f"{self.failed} of {self.requests:,} failed, {self.mixed} mixed; "
+            f"{self.failed.total()} of {self.requests:,} failed{self._codes()}, {self.mixed} mixed; "
             f"p99 {_ms(self.steady.p99_us)} ms steady, {_ms(self.during.p99_us)} ms during swaps "
             f"({self.ratio:.2f} ×), p50 {_ms(self.steady.median_us)} and {_ms(self.during.median_us)} ms; "
             f"memory {before_mib:,} MiB before, {after_mib:,} MiB after"
@@ -113,7 +120,7 @@ def measure_swaps(
         own = [*flags, "--xla-cache-dir", str(Path(place, "cache")), "--poll-interval-s", "0"]
         world.publish(version_dir)
         with running_server(models, log_path=Path(place, "server.log"), flags=own) as server:
-            return uvloop.run(world.measure(server.rest_url))
+            return uvloop.run(world.measure(server))
 
 
 class _Asked:
@@ -190,9 +197,9 @@ class _World:
         (self._versions / str(number)).symlink_to(version_dir.resolve(), target_is_directory=True)
         return number
 
-    async def measure(self, url: str) -> SwapResult:
-        client = HttpClient(url, timeout_s=_REQUEST_TIMEOUT_S)
-        operator = HttpClient(url, timeout_s=_RESCAN_TIMEOUT_S)
+    async def measure(self, server: RunningServer) -> SwapResult:
+        client = HttpClient(server.rest_url, timeout_s=_REQUEST_TIMEOUT_S)
+        operator = HttpClient(server.rest_url, timeout_s=_RESCAN_TIMEOUT_S)
         asked = _Asked(client, self._users)
         windows: list[_Window] = []
         cold: list[_Window] = []
@@ -218,10 +225,10 @@ class _World:
                 with self._progress.stage("steady"):
                     await offer(_CHUNK_S)
                     steady = await offer(_STEADY_S)
-                before_mib = await _resident_mib(operator)
+                before_mib = _resident_mib(server)
                 with self._progress.stage("swaps"):
                     samples = await offer_during(self._swap_all(operator, asked, windows))
-                after_mib = await _resident_mib(operator)
+                after_mib = _resident_mib(server)
                 cold_samples: list[Sample] = []
                 if self._other is not None:
                     with self._progress.stage("a swap that compiles"):
@@ -239,7 +246,7 @@ class _World:
             swaps=self._swaps,
             rate_qps=rate_qps,
             requests=len(everything),
-            failed=sum(sample.outcome.code != OK for sample in everything),
+            failed=Counter(sample.outcome.code for sample in everything if sample.outcome.code != OK),
             mixed=asked.mixed,
             steady=steady_block,
             during=during_block,
@@ -271,10 +278,8 @@ def _latency(samples: Sequence[Sample]) -> LatencyBlock | None:
     return LatencyBlock.of([sample.latency_s for sample in samples if sample.outcome.code == OK])
 
 
-async def _resident_mib(operator: HttpClient) -> int:
-    text = (await operator.get("/metrics"))[1].decode()
-    line = next(line for line in text.splitlines() if line.startswith("process_resident_memory_bytes "))
-    return round(float(line.split()[1]) / 2**20)
+def _resident_mib(server: RunningServer) -> int:
+    return round(process_figures(server.pid).resident_mib)
 
 
 def _ms(microseconds: float) -> str:

@@ -20,6 +20,7 @@ import uvloop
 from nann.cli.benchmark_engine import engine_queries, find_version, serve_version
 from nann.cli.benchmark_targets import Ask
 from nann.cli.output import JsonOption
+from nann.cli.reliability.few_lanes import LanesOption, lanes_flags, lanes_settings, lanes_words
 from nann.cli.reliability.free_engine import free_server
 from nann.cli.reliability.process import BusyClock
 from nann.cli.reliability.raw import (
@@ -116,12 +117,13 @@ def throughput_command(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; engine and service alternate in each.")] = 5,
     seconds: Annotated[float, typer.Option(min=1.0, help="Seconds of each in a round.")] = 8.0,
     seed: Annotated[int, typer.Option(help="Seed of users.")] = 0,
+    lanes: LanesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Service throughput against the engine's, at saturation."""
-    result = measure_throughput(repository, model, rounds=rounds, seconds=seconds, seed=seed)
+    result = measure_throughput(repository, model, rounds=rounds, seconds=seconds, seed=seed, lanes=lanes)
     print_row(
-        "Service throughput ≥ 90 % of the engine's at saturation",
+        "Service throughput ≥ 90 % of the engine's at saturation" + lanes_words(lanes),
         result.words(),
         kept=result.kept,
         as_json=as_json,
@@ -129,7 +131,13 @@ def throughput_command(
 
 
 def measure_throughput(
-    repository: Path, model: str | None, *, rounds: int, seconds: float, seed: int
+    repository: Path,
+    model: str | None,
+    *,
+    rounds: int,
+    seconds: float,
+    seed: int,
+    lanes: int | None = None,
 ) -> ThroughputResult:
     """Full batches on every lane of an engine in this process, and a server of the same settings.
 
@@ -139,12 +147,13 @@ def measure_throughput(
     from nann.service.registry import engine_loader
 
     version_dir = find_version(repository, model)
-    settings = load_settings(repository=repository)
+    settings = load_settings(repository=repository, **lanes_settings(lanes))
     users = sample_users(version_dir, limit=_USERS, seed=seed)
-    named = [] if model is None else ["--model", model]
+    named = [*([] if model is None else ["--model", model]), *lanes_flags(lanes)]
     with tempfile.TemporaryDirectory(prefix="nann-reliability-") as place, Progress() as progress:
         with progress.stage("load and compile"):
-            engine = engine_loader(settings)(version_dir)
+            # In this process: nothing of the service stands between it and its lanes.
+            engine = engine_loader(settings.model_copy(update={"search_process": False}))(version_dir)
         with running_server(repository, log_path=Path(place, "server.log"), flags=named) as server:
             return uvloop.run(_compare(engine, settings, users, server, rounds, seconds, progress))
 

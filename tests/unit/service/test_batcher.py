@@ -707,6 +707,23 @@ async def test_who_gives_up_just_before_a_lane_is_free_is_not_searched(late: boo
     assert world.observer.depth == 0
 
 
+async def test_those_who_were_let_in_and_are_not_here_yet_are_counted() -> None:
+    world = World(max_batch=1, queue_limit=5)
+    assert world.batcher.has_room(ahead=4), "though nobody knows yet what a query costs"
+    first = await world.occupy_lane()
+    waiting = world.submit("a")
+    await settle()
+    assert world.batcher.has_room(ahead=3)
+    assert not world.batcher.has_room(ahead=4)
+    with pytest.raises(Overloaded, match="5 queries are waiting"):
+        world.batcher.refuse(ahead=4)
+    first.finish()
+    (await world.search.next_call()).finish()
+    await waiting
+    assert world.batcher.has_room(ahead=4), "with an empty queue too"
+    assert not world.batcher.has_room(ahead=5)
+
+
 async def test_what_has_not_been_read_is_taken_to_be_as_patient_as_those_before() -> None:
     world = World(max_batch=1, queue_limit=10_000)
     first = await world.occupy_lane()
@@ -721,7 +738,7 @@ async def test_what_has_not_been_read_is_taken_to_be_as_patient_as_those_before(
         await hasty
     waiting = [world.submit("held", deadline_s=world.time.now_s + 4.0)]
     held = await world.search.next_call()
-    while not world.batcher.is_full:
+    while world.batcher.has_room():
         waiting.append(world.submit("w", deadline_s=world.time.now_s + 4.0))
         await settle()
     # Not too late for who was read, but not worth reading who was not.
@@ -733,10 +750,10 @@ async def test_what_has_not_been_read_is_taken_to_be_as_patient_as_those_before(
         "patient", deadline_s=world.time.now_s + 100.0
     )  # it came another way, and was read
     await settle()
-    assert not world.batcher.is_full
+    assert world.batcher.has_room()
     with pytest.raises(Overloaded):  # one who is in a hurry does not make the others so
         await world.batcher.submit(FakeQuery("hasty"), deadline_s=world.time.now_s + 0.1)
-    assert not world.batcher.is_full
+    assert world.batcher.has_room()
     held.finish()
     for _ in waiting:
         (await world.search.next_call()).finish()

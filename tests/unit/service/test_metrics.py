@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import time
+
+from nann.engine.lanes import LaneProcess
 from nann.service.metrics import LATENCY_BUCKETS_S, Metrics
 
 CONTRACT = {
@@ -26,6 +30,9 @@ MORE = {
     "nann_lanes_doubted",
     "nann_model_load_failures_total",
     "nann_model_measured_recall",
+    "nann_search_process_cpu_seconds_total",
+    "nann_search_process_resident_memory_bytes",
+    "nann_search_process_starts_total",
     "nann_shadow_recall",
     "nann_shadow_samples_total",
     "nann_user_store_duration_seconds",
@@ -117,6 +124,27 @@ def test_versions_come_and_go_and_no_counter_falls() -> None:
     assert value(metrics, "nann_index_items") == 50
     assert value(metrics, "nann_xla_compilations_total") == 24
     assert metrics.model_label("nann") == "unknown"
+
+
+def test_a_process_that_searches_is_told_of_while_its_version_serves() -> None:
+    metrics = Metrics()
+    process = LaneProcess(os.getpid(), n_starts=2)
+    labels = {"model": "nann", "version": "3"}
+    metrics.version_ready("nann", 3, n_items=1, load_s=1.0, compilations=lambda: 0, process=lambda: process)
+    served(metrics, "other")
+    memory = value(metrics, "nann_search_process_resident_memory_bytes", **labels)
+    assert memory is not None
+    assert 10e6 < memory < 100e9
+    before_s = value(metrics, "nann_search_process_cpu_seconds_total", **labels)
+    assert before_s is not None
+    assert 0 < before_s <= time.process_time() + 0.1
+    assert value(metrics, "nann_search_process_starts_total", **labels) == 2
+    assert value(metrics, "nann_search_process_starts_total", model="other", version="3") is None
+    process = LaneProcess(2**22 + 1, n_starts=3)  # more than Linux gives: gone
+    assert value(metrics, "nann_search_process_resident_memory_bytes", **labels) is None
+    assert value(metrics, "nann_search_process_starts_total", **labels) == 3
+    metrics.version_gone("nann", 3)
+    assert value(metrics, "nann_search_process_starts_total", **labels) is None
 
 
 def test_live_recall_is_told_by_model_and_profile() -> None:

@@ -16,6 +16,7 @@ from nann.engine.devices import Device, DeviceMemory
 from nann.engine.errors import ArtifactError, BackendError, Unsupported
 from nann.engine.search_engine import SearchEngine
 from nann.service import version_loader
+from nann.service.search_process.lanes import Starter
 from nann.service.settings import Settings
 from nann.service.version_loader import VersionLoader, _writable, engine_loader
 
@@ -53,7 +54,7 @@ def test_what_served_one_version_of_a_model_serves_the_next(
     full = False
     devices: list[str] = []
 
-    def load(_version_dir: Path, _settings: Settings, device: str) -> Any:
+    def load(_version_dir: Path, _settings: Settings, device: str, _starter: Starter | None) -> Any:
         devices.append(device)
         if full and device == "auto":
             raise BackendError("the device is full")
@@ -84,7 +85,7 @@ def test_only_a_gpu_that_auto_chose_is_left_for_the_cpu(
 ) -> None:
     devices: list[str] = []
 
-    def load(_version_dir: Path, _settings: Settings, device: str) -> Any:
+    def load(_version_dir: Path, _settings: Settings, device: str, _starter: Starter | None) -> Any:
         devices.append(device)
         if len(devices) == 1:
             raise Unsupported("no programs for it")

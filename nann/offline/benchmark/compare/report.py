@@ -19,7 +19,8 @@ _FRAME = """\
 Every way to retrieve the same 200 items, side by side: the same trained model, corpus and users, in one run
 on one machine. `make bench` writes this page anew over the synthetic catalogue and MovieLens-1M (30 minutes
 on two cores, with the training), `make bench-full` with Brunch beside them; `nann compare` is the command
-behind both. Figures, sweeps and per-setting intervals are in `report.json` in its work directory.
+behind both. What it measured before in the same work directory stays on the page, with the machine and the
+commit it was measured on. Figures, sweeps and per-setting intervals are in `report.json` in that directory.
 
 ## Rules
 
@@ -161,6 +162,8 @@ def _notes(report: Row) -> list[str]:
         noted.setdefault(one["note"], []).append(one["name"])
     lines += [f"- {'; '.join(names)}: {note}." for note, names in noted.items() if note]
     lines += [f"- **{one['contender']} was left out**: {one['reason']}." for one in report["skipped"]]
+    if only := report.get("only"):
+        lines += [f"- Of the contenders only these were asked for: {', '.join(only)}, exhaustive (`--only`)."]
     return [*lines, ""]
 
 

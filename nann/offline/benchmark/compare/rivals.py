@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -116,10 +116,14 @@ class IndexContender:
         return [(index, score, len(row)) for (index, score), row in zip(best, items, strict=True)]
 
 
-def index_contenders(corpus: Corpus, source: VectorSource | None) -> Iterator[IndexContender | Skipped]:
-    """Every index that is installed, alone and with rerank; built where it is not there yet."""
+def index_contenders(
+    corpus: Corpus, source: VectorSource | None, *, wants: Callable[[str], bool] = lambda _name: True
+) -> Iterator[IndexContender | Skipped]:
+    """Every index that is installed and wanted, alone and with rerank; built where it is not there yet."""
     for kind in INDEXES:
         name = getattr(kind, "name", kind.__name__)
+        if not wants(name):
+            continue
         if source is None:
             yield Skipped(name, "this version has no vectors whose inner product means anything")
             continue

@@ -23,6 +23,7 @@ from nann.offline.benchmark.compare.corpus import NANN_GRAPH, OWN_GRAPH, Corpus,
 from nann.offline.benchmark.compare.engine_contenders import (
     BASELINE,
     EXHAUSTIVE,
+    SWEEPS,
     EngineContender,
     Sweep,
     engine_contenders,
@@ -56,7 +57,8 @@ _POINTS_WITHOUT_A_TARGET = 4
 class CompareOptions:
     """How much to measure. `screening_users`: validation users on whom every setting is tried, before those
     that another clearly beats are left out. `points`: most settings of a contender that are reported on
-    test users and drawn; `timed_points`: most that are timed, besides those chosen for a recall target."""
+    test users and drawn; `timed_points`: most that are timed, besides those chosen for a recall target.
+    `only`: contenders whose names begin so, and the exhaustive search; all of them where it is empty."""
 
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
     screening_users: int = 60
@@ -66,6 +68,11 @@ class CompareOptions:
     timed_users: int = 200
     rounds: int = 3
     budget: TimingBudget = field(default_factory=TimingBudget)
+    only: tuple[str, ...] = ()
+
+    def wants(self, contender: str) -> bool:
+        """Whether a contender of this name takes part."""
+        return not self.only or contender.startswith((EXHAUSTIVE, *self.only))
 
 
 @dataclass(slots=True)
@@ -109,16 +116,19 @@ def compare_corpus(
     corpus: Corpus, run_dir: Path, scann: Path, options: CompareOptions, progress: Progress
 ) -> dict[str, Any]:
     """`compare` over an opened corpus."""
-    found: list[Any] = list(engine_contenders(corpus))
+    sweeps = [sweep for sweep in SWEEPS if options.wants(sweep.contender)]
+    found: list[Any] = list(engine_contenders(corpus, sweeps))
     exhaustive = next(one for one in found if isinstance(one, EngineContender) and one.name == EXHAUSTIVE)
     with progress.stage(f"{corpus.name}: exhaustive answers"):
         tune_truth = exhaustive_truth(corpus, exhaustive, corpus.tune)
         test_truth = exhaustive_truth(corpus, exhaustive, corpus.test)
     source, shares = best_source(vector_sources(corpus.artifact, run_dir), corpus.tune, tune_truth.item_index)
     with progress.stage(f"{corpus.name}: indexes of the rivals"):
-        found += tf_port_contenders(corpus, _ports(corpus), embedder(run_dir))
-        found += index_contenders(corpus, source)
-        found += scann_contenders(corpus, source, scann)
+        ports = [port for port in _ports(corpus) if options.wants(port[2])]
+        found += tf_port_contenders(corpus, ports, embedder(run_dir))
+        found += index_contenders(corpus, source, wants=options.wants)
+        if options.wants("ScaNN"):
+            found += scann_contenders(corpus, source, scann)
     contenders: list[Contender] = [one for one in found if not isinstance(one, Skipped)]
     for one in found:
         if isinstance(one, Skipped):
@@ -131,6 +141,7 @@ def compare_corpus(
         "corpus": _described(corpus, entries),
         "vectors": {"chosen": None if source is None else source.name, "share_within": shares},
         "skipped": [asdict(one) for one in found if isinstance(one, Skipped)],
+        "only": list(options.only),
         "contenders": [_entry_json(corpus, entry) for entry in entries],
         "targets": [_target(corpus, entries, target) for target in TARGETS],
         "timing": _earlier_timing(path),

@@ -43,7 +43,9 @@ def main(arguments: list[str] | None = None) -> None:
             seed=options.seed,
         )
         return
-    lab = Lab(options.run, options.work, Users.load(options.work / options.split, options.users))
+    other = "test" if options.split == "validation" else "validation"
+    users = Users.load(options.work / options.split, options.users)
+    lab = Lab(options.run, options.work, users, Users.load(options.work / other))
     for name in options.experiment or EXPERIMENTS:
         print(f"\n## {name}: {len(lab.users)} {options.split} users\n")
         print("| search | " + " | ".join(map(str, RECALLS)) + " |")

@@ -8,9 +8,9 @@ import numpy as np
 from numba import njit
 
 if TYPE_CHECKING:
-    from jaxtyping import Int32
+    from jaxtyping import Float32, Int32
 
-__all__ = ["co_read", "pruned"]
+__all__ = ["co_read", "nsg", "pruned", "score_vectors"]
 
 
 @njit(cache=True, nogil=True)
@@ -61,3 +61,30 @@ def co_read(
         best = np.argsort(-pairs.data[row], kind="stable")[:degree]
         table[i, : len(best)] = pairs.indices[row][best]
     return table
+
+
+def nsg(
+    vectors: Float32[np.ndarray, "N d"], nearest: Int32[np.ndarray, "N count"], degree: int
+) -> Int32[np.ndarray, "N degree"]:
+    """faiss' NSG of up to `degree` neighbours, from ready lists of nearest items (L2)."""
+    import faiss as library
+
+    faiss: Any = library
+    index = faiss.IndexNSGFlat(vectors.shape[1], degree, faiss.METRIC_L2)
+    lists = nearest.astype(np.int64)
+    # A list of an item must be full: where it is not, its nearest item stands again.
+    lists = np.where(lists < 0, np.maximum(lists[:, :1], 0), lists)
+    index.build(vectors, lists)
+    graph = index.nsg.get_final_graph()
+    table = faiss.rev_swig_ptr(graph.data, graph.N * graph.K).reshape(graph.N, graph.K)
+    return np.array(table, dtype=np.int32)
+
+
+def score_vectors(scores: Float32[np.ndarray, "users N"], width: int) -> Float32[np.ndarray, "N width"]:
+    """Items by how they are scored: the first `width` principal components of users' standardised scores."""
+    scores = np.asarray(scores)
+    rows = (scores - scores.mean(axis=1, keepdims=True)) / scores.std(axis=1, keepdims=True)
+    rows -= rows.mean(axis=0, keepdims=True)  # how popular an item is with everyone is no direction
+    values, directions = np.linalg.eigh(rows @ rows.T)
+    vectors: Float32[np.ndarray, "N width"] = rows.T @ directions[:, np.argsort(-values)[:width]]
+    return np.ascontiguousarray(vectors, dtype=np.float32)

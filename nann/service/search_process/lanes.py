@@ -1,0 +1,219 @@
+"""The lanes of an engine in another process, which this module starts, asks, and starts again if it ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Final
+
+from nann.engine.errors import BackendError
+from nann.engine.lanes import LaneProcess
+from nann.engine.retrievers.retriever import silent
+from nann.service.logs import get_logger
+from nann.service.search_process.messages import (
+    Opened,
+    OpenLanes,
+    dump,
+    load,
+    pack_batch,
+    raise_failure,
+    unpack_answers,
+)
+
+if TYPE_CHECKING:
+    from nann.engine.retrievers.retriever import Answer, PreparedQuery
+
+__all__ = ["ProcessLanes", "Starter"]
+
+_PROGRAM: Final = "from nann.service.search_process.worker import main; main()"
+# A terminal's Ctrl-C is for the server, which drains first. Not a session of its own: where Linux shares
+# processors out by session (sched_autogroup), priorities say nothing across two of them.
+_OWN_GROUP: Final[dict[str, Any]] = {"process_group": 0} if sys.version_info >= (3, 11) else {}
+_CLOSE_TIMEOUT_S: Final = 5.0
+
+log = get_logger(__name__)
+
+
+class Starter:
+    """Starts processes from a thread of its own, whose priority they get.
+
+    Versions are loaded on a thread of low priority, and a process that is started there could not search at
+    the usual one afterwards.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[tuple[list[str], list[int], SimpleQueue[Any]]] = SimpleQueue()
+        threading.Thread(target=self._work, name="nann-starter", daemon=True).start()
+
+    def start(self, command: list[str], files: Sequence[int]) -> subprocess.Popen[bytes]:
+        """Run `command` with the open `files`. Raises OSError when it cannot be started."""
+        reply: SimpleQueue[subprocess.Popen[bytes] | OSError] = SimpleQueue()
+        self._jobs.put((command, list(files), reply))
+        started = reply.get()
+        if isinstance(started, OSError):
+            raise started
+        return started
+
+    def _work(self) -> None:
+        while True:
+            command, files, reply = self._jobs.get()
+            try:
+                started = subprocess.Popen(
+                    command,
+                    pass_fds=files,
+                    stdin=subprocess.DEVNULL,
+                    stdout=sys.stderr.fileno() if sys.stderr is not None else subprocess.DEVNULL,
+                    # Not the modules of the directory that the server happens to be started in.
+                    env={**os.environ, "PYTHONSAFEPATH": "1"},
+                    **_OWN_GROUP,
+                )
+            except OSError as error:
+                reply.put(error)
+            else:
+                reply.put(started)
+
+
+@dataclass(slots=True)
+class _Process:
+    """A search process that runs, or ran: one connection to open and close it, one for each lane."""
+
+    popen: subprocess.Popen[bytes]
+    control: Connection
+    lanes: list[Connection]
+    opened: Opened | None = None
+    n_compilations: int = 0
+
+    def hang_up(self) -> None:
+        for connection in (self.control, *self.lanes):
+            with suppress(OSError):
+                connection.close()
+
+
+class ProcessLanes:
+    """`Lanes` (engine/lanes.py) in a process of their own.
+
+    The process ends when this one does, however that happens, because its connections close. If it ends
+    by itself, the searches that were under way fail, and the next search starts another: lanes that failed
+    are in doubt, so that this is a probe and not somebody's query.
+    """
+
+    def __init__(self, ask: OpenLanes, starter: Starter) -> None:
+        """Start the process and open the version in it.
+
+        Raises:
+            ArtifactError, BackendError, Unsupported: as `devices.open_lanes`.
+        """
+        self._ask = ask
+        self._starter = starter
+        self._changing = threading.Lock()
+        self._closed = False
+        self._compiled_before = 0
+        self._n_starts = 0
+        self._process = self._start()
+        assert self._process.opened is not None
+        self.takes_comm_seq = self._process.opened.takes_comm_seq
+        # Another one is needed at once, whoever waits for it.
+        self._ask = replace(ask, gives_way=False)
+
+    @property
+    def count(self) -> int:
+        return self._ask.lanes
+
+    @property
+    def n_compilations(self) -> int:
+        return self._compiled_before + self._process.n_compilations
+
+    @property
+    def process(self) -> LaneProcess:
+        return LaneProcess(self._process.popen.pid, self._n_starts)
+
+    def warm_up(self) -> bool:
+        bit_equal, self._process.n_compilations = self._told(self._process.control, None)
+        return bool(bit_equal)
+
+    def search(
+        self, batch: Sequence[PreparedQuery], lane: int, probe: Callable[[str], None]
+    ) -> tuple[list[Answer], int]:
+        if probe is not silent:
+            raise ValueError("the phases of a search are seen by the process that searches")
+        process = self._running()
+        packed, launches, process.n_compilations = self._told(process.lanes[lane], pack_batch(batch))
+        return unpack_answers(packed), launches
+
+    def close(self) -> None:
+        with self._changing:
+            self._closed = True
+            process = self._process
+        process.hang_up()
+        try:
+            process.popen.wait(_CLOSE_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.popen.kill()
+            process.popen.wait()
+
+    def _running(self) -> _Process:
+        """The process, started anew where it has ended."""
+        if self._process.popen.returncode is None:
+            return self._process
+        with self._changing:
+            if self._closed:
+                raise BackendError("the search process has been closed")
+            if self._process.popen.returncode is not None:
+                log.warning("starting the search process again")
+                self._process.hang_up()
+                self._compiled_before += self._process.n_compilations
+                self._process = self._start()
+                self.warm_up()
+            return self._process
+
+    def _start(self) -> _Process:
+        pairs = [Pipe() for _ in range(1 + self._ask.lanes)]
+        theirs = [there for _, there in pairs]
+        numbers = [connection.fileno() for connection in theirs]
+        try:
+            popen = self._starter.start([sys.executable, "-c", _PROGRAM, *map(str, numbers)], numbers)
+        except OSError as error:
+            raise BackendError(f"the search process cannot be started: {error}") from error
+        finally:
+            for connection in theirs:
+                connection.close()
+        control, *lanes = (here for here, _ in pairs)
+        process = _Process(popen, control, lanes)
+        try:
+            process.opened = self._told(control, self._ask, process)
+        except BaseException:
+            process.hang_up()
+            popen.wait()
+            raise
+        self._n_starts += 1
+        return process
+
+    def _told(self, connection: Connection, what: Any, process: _Process | None = None) -> Any:
+        """What the process answers.
+
+        Raises:
+            RetrievalError, ValueError: what it raised.
+            BackendError: it has ended.
+        """
+        try:
+            connection.send_bytes(dump(what))
+            succeeded, answer = load(connection.recv_bytes())
+        except (EOFError, OSError) as error:
+            popen = (process or self._process).popen
+            popen.wait()  # its connections close as it ends
+            raise BackendError(f"the search process ended with {_words(popen.returncode)}") from error
+        if not succeeded:
+            raise_failure(*answer)
+        return answer
+
+
+def _words(returncode: int) -> str:
+    return f"signal {-returncode}" if returncode < 0 else f"code {returncode}"

@@ -1,0 +1,32 @@
+"""What Linux tells of a process: its memory and its processor time."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["ProcessUsage", "process_usage"]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessUsage:
+    """Resident memory, and processor time since its start."""
+
+    resident_bytes: int
+    cpu_s: float
+
+
+def process_usage(pid: int) -> ProcessUsage | None:
+    """The usage of a process, from /proc (man 5 proc); None where there is no /proc, or no such process."""
+    place = Path("/proc", str(pid))
+    try:
+        # The name of the program comes second, in brackets, and may hold anything.
+        fields = (place / "stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        resident_pages = int((place / "statm").read_text(encoding="ascii").split()[1])
+    except (OSError, IndexError):
+        return None
+    return ProcessUsage(
+        resident_bytes=resident_pages * os.sysconf("SC_PAGE_SIZE"),
+        cpu_s=(int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
+    )

@@ -1,0 +1,170 @@
+"""The search process: opens one version's lanes and answers for them until its connections close."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from nann.engine.retrievers.retriever import silent
+from nann.service.allocator import keep_large_blocks_apart
+from nann.service.search_process.messages import (
+    Opened,
+    OpenLanes,
+    dump,
+    failure,
+    load,
+    pack_answers,
+    unpack_batch,
+)
+
+if TYPE_CHECKING:
+    from nann.engine.artifacts import Artifact
+    from nann.engine.lanes import LocalLanes
+
+__all__ = ["main"]
+
+T = TypeVar("T")
+
+_NICENESS = 10
+# As in the server: a lane that comes back from native code waits for the other one so long at most.
+_SWITCH_INTERVAL_S = 0.0005
+
+
+def main() -> None:
+    """Serve the connections whose file numbers are the arguments: one that controls, then the lanes'."""
+    # The server is told to go, and closes the connections when nothing is searched any more.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    keep_large_blocks_apart()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    control, *lanes = (Connection(int(number)) for number in sys.argv[1:])
+    worker = _Worker()
+    for lane, connection in enumerate(lanes):
+        search = partial(worker.search, lane)
+        threading.Thread(
+            target=_serve, args=(connection, search), name=f"nann-lane-{lane}", daemon=True
+        ).start()
+    _serve(control, worker.do)
+    # A lane may be in native code: nobody waits for what it finds.
+    os._exit(0)
+
+
+def _serve(connection: Connection, do: Callable[[Any], Any]) -> None:
+    """Answer what one connection asks for until its other end is closed."""
+    while True:
+        try:
+            message = connection.recv_bytes()
+        except (EOFError, OSError):
+            return
+        try:
+            answer: tuple[bool, Any] = (True, do(load(message)))
+        except Exception as error:
+            answer = (False, failure(error))
+        with suppress(OSError):  # the server is gone: the next `recv_bytes` says so
+            connection.send_bytes(dump(answer))
+
+
+class _Worker:
+    def __init__(self) -> None:
+        self._gives_way = False
+        self._artifact: Artifact | None = None
+        self._lanes: LocalLanes | None = None
+
+    def search(self, lane: int, packed: Any) -> Any:
+        """The answers to one batch, the kernels launched, and the programs compiled so far."""
+        assert self._lanes is not None and self._artifact is not None
+        batch = unpack_batch(packed, self._artifact.gate)
+        answers, launches = self._lanes.search(batch, lane, silent)
+        return pack_answers(answers), launches, self._lanes.n_compilations
+
+    def do(self, asked: OpenLanes | None) -> Any:
+        """Open what is asked for; asked for nothing, warm up what is open."""
+        if asked is None:
+            return self._gently(self._warm_up)
+        self._gives_way = asked.gives_way
+        self._gently(partial(_import, asked))
+        if asked.scorer == "pjrt":
+            # Its pool of threads, which searches use, gets the priority of the thread that makes it.
+            from nann.engine.scoring.pjrt_client import PjrtDevice
+
+            PjrtDevice.cpu(threads=asked.intra_op_threads, options={})
+        return self._gently(partial(self._open, asked))
+
+    def _open(self, asked: OpenLanes) -> Opened:
+        from nann.engine.artifacts import Artifact
+        from nann.engine.devices import CPU, open_lanes
+        from nann.engine.lanes import LocalLanes
+
+        # The server has verified it as thoroughly as it was told to.
+        self._artifact = Artifact.open(asked.version_dir, verify="fast")
+        opened = open_lanes(
+            self._artifact,
+            (CPU,),
+            scorer=asked.scorer,
+            lanes=asked.lanes,
+            max_batch=asked.max_batch,
+            xla_cache_dir=asked.xla_cache_dir,
+            intra_op_threads=asked.intra_op_threads,
+            precision=asked.precision,
+        )
+        self._lanes = LocalLanes(self._artifact, opened.pairs)
+        return Opened(self._lanes.takes_comm_seq)
+
+    def _warm_up(self) -> tuple[bool, int]:
+        assert self._lanes is not None
+        bit_equal = self._lanes.warm_up()
+        # What was loaded lives as long as the process: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        return bit_equal, self._lanes.n_compilations
+
+    def _gently(self, work: Callable[[], T]) -> T:
+        """Run `work` on a thread that gives way, if that was asked for: such a thread cannot go back."""
+        if not self._gives_way:
+            return work()
+        results: list[T] = []
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            _give_way()
+            try:
+                results.append(work())
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=run, name="nann-load")
+        thread.start()
+        thread.join()
+        if errors:
+            raise errors[0]
+        return results[0]
+
+
+def _give_way() -> None:
+    """Run only where a processor has nothing else to do (SCHED_IDLE; where there is none, at low priority).
+
+    Nobody waits for this thread: its interpreter is its own, which is why it may starve for a while.
+    """
+    with suppress(OSError, AttributeError):
+        try:
+            os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
+        except (OSError, AttributeError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+
+
+def _import(asked: OpenLanes) -> None:
+    """What takes a second of a processor's time before anything is opened."""
+    import nann.engine.cpu.backend
+
+    if asked.scorer == "pjrt":
+        import nann.engine.scoring.pjrt_programs
+    else:
+        import nann.engine.scoring.tensorflow_scorer  # noqa: F401
