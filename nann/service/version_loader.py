@@ -6,8 +6,8 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -72,7 +72,9 @@ class VersionLoader:
                 _give_way()
             self._look_for_room(version_dir, refuse=beside_others)
             engine = self._load_engine(version_dir)
-            if replayed := replay_recorded(engine, version_dir, self._settings):
+            with _closed_on_failure(engine):
+                replayed = replay_recorded(engine, version_dir, self._settings)
+            if replayed:
                 log.info("replayed recorded requests", model=version_dir.parent.name, requests=replayed)
             return engine
 
@@ -141,6 +143,16 @@ def _gives_way() -> bool:
         return False
 
 
+@contextmanager
+def _closed_on_failure(engine: SearchEngine) -> Iterator[None]:
+    """Close `engine` if the block fails: it may have a process, which should not wait for a collector."""
+    try:
+        yield
+    except BaseException:
+        engine.close()
+        raise
+
+
 def engine_loader(settings: Settings) -> LoadEngine:
     """What loads and warms one version as `settings` say; blocking, and the first to import heavy libraries.
 
@@ -196,7 +208,9 @@ def _writable(directory: Path) -> Path | None:
 def _load(version_dir: Path, settings: Settings, device: str, starter: Starter | None) -> SearchEngine:
     engine = _open(version_dir, settings, device, starter)
     log.info("device", model=engine.manifest.model_name, chosen=engine.placement)
-    if not engine.warm_up().bit_equal:
+    with _closed_on_failure(engine):
+        bit_equal = engine.warm_up().bit_equal
+    if not bit_equal:
         log.warning(
             "scores depend on the shape they are computed in: equal queries may get unequal answers",
             model=engine.manifest.model_name,

@@ -37,6 +37,7 @@ _PROGRAM: Final = "from nann.service.search_process.worker import main; main()"
 # A terminal's Ctrl-C is for the server, which drains first. Not a session of its own: where Linux shares
 # processors out by session (sched_autogroup), priorities say nothing across two of them.
 _OWN_GROUP: Final[dict[str, Any]] = {"process_group": 0} if sys.version_info >= (3, 11) else {}
+_STDERR: Final = 2
 _CLOSE_TIMEOUT_S: Final = 5.0
 
 log = get_logger(__name__)
@@ -70,7 +71,7 @@ class Starter:
                     command,
                     pass_fds=files,
                     stdin=subprocess.DEVNULL,
-                    stdout=sys.stderr.fileno() if sys.stderr is not None else subprocess.DEVNULL,
+                    stdout=_STDERR,
                     # Not the modules of the directory that the server happens to be started in.
                     env={**os.environ, "PYTHONSAFEPATH": "1"},
                     **_OWN_GROUP,
@@ -90,6 +91,23 @@ class _Process:
     lanes: list[Connection]
     opened: Opened | None = None
     n_compilations: int = 0
+
+    def tell(self, connection: Connection, what: Any) -> Any:
+        """What the process answers.
+
+        Raises:
+            RetrievalError, ValueError: what it raised.
+            BackendError: it has ended.
+        """
+        try:
+            connection.send_bytes(dump(what))
+            succeeded, answer = load(connection.recv_bytes())
+        except (EOFError, OSError) as error:
+            self.popen.wait()  # its connections close as it ends
+            raise BackendError(f"the search process ended with {_words(self.popen.returncode)}") from error
+        if not succeeded:
+            raise_failure(*answer)
+        return answer
 
     def hang_up(self) -> None:
         for connection in (self.control, *self.lanes):
@@ -136,7 +154,8 @@ class ProcessLanes:
         return LaneProcess(self._process.popen.pid, self._n_starts)
 
     def warm_up(self) -> bool:
-        bit_equal, self._process.n_compilations = self._told(self._process.control, None)
+        process = self._process
+        bit_equal, process.n_compilations = process.tell(process.control, None)
         return bool(bit_equal)
 
     def search(
@@ -145,7 +164,7 @@ class ProcessLanes:
         if probe is not silent:
             raise ValueError("the phases of a search are seen by the process that searches")
         process = self._running()
-        packed, launches, process.n_compilations = self._told(process.lanes[lane], pack_batch(batch))
+        packed, launches, process.n_compilations = process.tell(process.lanes[lane], pack_batch(batch))
         return unpack_answers(packed), launches
 
     def close(self) -> None:
@@ -188,31 +207,13 @@ class ProcessLanes:
         control, *lanes = (here for here, _ in pairs)
         process = _Process(popen, control, lanes)
         try:
-            process.opened = self._told(control, self._ask, process)
+            process.opened = process.tell(control, self._ask)
         except BaseException:
             process.hang_up()
             popen.wait()
             raise
         self._n_starts += 1
         return process
-
-    def _told(self, connection: Connection, what: Any, process: _Process | None = None) -> Any:
-        """What the process answers.
-
-        Raises:
-            RetrievalError, ValueError: what it raised.
-            BackendError: it has ended.
-        """
-        try:
-            connection.send_bytes(dump(what))
-            succeeded, answer = load(connection.recv_bytes())
-        except (EOFError, OSError) as error:
-            popen = (process or self._process).popen
-            popen.wait()  # its connections close as it ends
-            raise BackendError(f"the search process ended with {_words(popen.returncode)}") from error
-        if not succeeded:
-            raise_failure(*answer)
-        return answer
 
 
 def _words(returncode: int) -> str:

@@ -24,7 +24,7 @@ from nann.engine.retrievers.retriever import Answer, PreparedQuery
 from nann.service.errors import InternalError
 
 if TYPE_CHECKING:
-    from jaxtyping import Int32
+    from jaxtyping import Bool, Int32
 
     from nann.engine.devices import Precision
 
@@ -95,10 +95,8 @@ def pack_batch(batch: Sequence[PreparedQuery]) -> tuple[Any, ...]:
         np.stack(users),  # type: ignore[arg-type]  # one of the two is there
         [query.k for query in batch],
         _joined([query.starts for query in batch]),
-        [
-            None if query.admission is None else (query.admission.mask, query.admission.count)
-            for query in batch
-        ],
+        _pack_masks([None if query.admission is None else query.admission.mask for query in batch]),
+        [None if query.admission is None else query.admission.count for query in batch],
         _joined([_NONE if query.admission is None else query.admission.excluded for query in batch]),
         [None if query.gate is None else (query.gate.rank, query.gate.margin) for query in batch],
         _joined([_NONE if query.gate is None else query.gate.history for query in batch]),
@@ -107,10 +105,18 @@ def pack_batch(batch: Sequence[PreparedQuery]) -> tuple[Any, ...]:
 
 def unpack_batch(packed: tuple[Any, ...], tables: GateTables | None) -> list[PreparedQuery]:
     """The queries again; `tables` are this process's gate."""
-    retriever, params, embedded, users, ks, starts, admissions, excluded, gates, gate_rows = packed
+    retriever, params, embedded, users, ks, starts, masks, counts, excluded, gates, gate_rows = packed
     batch = []
-    for user, k, own_starts, admission, own_excluded, gate, rows in zip(
-        users, ks, _split(starts), admissions, _split(excluded), gates, _split(gate_rows), strict=True
+    for user, k, own_starts, mask, count, own_excluded, gate, rows in zip(
+        users,
+        ks,
+        _split(starts),
+        _unpack_masks(masks),
+        counts,
+        _split(excluded),
+        gates,
+        _split(gate_rows),
+        strict=True,
     ):
         request = None
         if gate is not None and tables is not None:
@@ -125,7 +131,7 @@ def unpack_batch(packed: tuple[Any, ...], tables: GateTables | None) -> list[Pre
                 comm_seq=user if embedded else None,
                 known_history=None,
                 starts=own_starts,
-                admission=None if admission is None else Admission(admission[0], own_excluded, admission[1]),
+                admission=None if count is None else Admission(mask, own_excluded, count),
                 gate=request,
                 cost=0,
                 notes=(),
@@ -133,6 +139,27 @@ def unpack_batch(packed: tuple[Any, ...], tables: GateTables | None) -> list[Pre
             )
         )
     return batch
+
+
+def _pack_masks(masks: Sequence[Bool[np.ndarray, " N"] | None]) -> tuple[list[Any], list[int]]:
+    """Each mask once, an item a bit (of four million: half a megabyte), and which of them each query has."""
+    found: dict[int, int] = {}
+    packed: list[Any] = []
+    places = []
+    for mask in masks:
+        if mask is None:
+            places.append(-1)
+            continue
+        if id(mask) not in found:
+            found[id(mask)] = len(packed)
+            packed.append((mask.size, np.packbits(mask)))
+        places.append(found[id(mask)])
+    return packed, places
+
+
+def _unpack_masks(packed: tuple[list[Any], list[int]]) -> list[Bool[np.ndarray, " N"] | None]:
+    masks = [np.unpackbits(bits, count=size).view(np.bool_) for size, bits in packed[0]]
+    return [None if place < 0 else masks[place] for place in packed[1]]
 
 
 # Answers
