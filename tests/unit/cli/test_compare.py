@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nann.cli.compare import _earlier
 from nann.cli.main import run
 from nann.offline.benchmark.compare import recipes
 from nann.offline.benchmark.compare.contender import Skipped
@@ -27,6 +29,14 @@ def test_a_corpus_without_clicks_is_left_out_with_a_word(
     out = capsys.readouterr()
     assert "ml-1m is left out: its clicks are not there" in out.err
     assert "nothing was compared" in out.out
+
+
+def test_what_was_measured_before_stays_on_the_page(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / name / "compare").mkdir(parents=True)
+        report = {"name": name, "measured": "before"}
+        (tmp_path / name / "compare" / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    assert _earlier(tmp_path, [{"name": "a", "measured": "now"}]) == [{"name": "b", "measured": "before"}]
 
 
 def test_the_synthetic_catalogue_needs_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

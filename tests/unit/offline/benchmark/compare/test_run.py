@@ -26,8 +26,9 @@ from nann.offline.benchmark.compare.run import CompareOptions, compare_corpus
 from nann.offline.progress import Progress
 
 
-def _compared(corpus: Corpus, *, timing: bool) -> dict[str, Any]:
+def _compared(corpus: Corpus, *, timing: bool, only: tuple[str, ...] = ()) -> dict[str, Any]:
     options = CompareOptions(
+        only=only,
         screening_users=len(corpus.tune) // 2,
         timing=timing,
         timed_points=1,
@@ -135,6 +136,18 @@ def test_times_of_chosen_settings_are_taken_and_kept(shared_corpus: Corpus, repo
     again = _compared(shared_corpus, timing=False)
     assert again["timing"] == json.loads(json.dumps(report["timing"]))
     assert json.loads((shared_corpus.work / "report.json").read_text()) == json.loads(json.dumps(again))
+
+
+def test_some_contenders_can_be_asked_for_alone(shared_corpus: Corpus, report: dict[str, Any]) -> None:
+    kept = (shared_corpus.work / "report.json").read_bytes()
+    few = _compared(shared_corpus, timing=False, only=("best_first", "faiss HNSW"))
+    (shared_corpus.work / "report.json").write_bytes(kept)
+    assert {entry["name"] for entry in few["contenders"]} <= {
+        "best_first", "best_first, gated", "faiss HNSW alone", "faiss HNSW + rerank", "exhaustive",
+    }  # fmt: skip
+    assert {"best_first", "faiss HNSW alone"} <= {entry["name"] for entry in few["contenders"]}
+    assert "only these were asked for: best_first, faiss HNSW, exhaustive" in page([few], [])
+    assert "asked for" not in page([report], [])
 
 
 def test_the_page_says_what_was_measured_and_what_was_not(report: dict[str, Any]) -> None:

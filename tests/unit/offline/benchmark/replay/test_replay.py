@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from nann.offline.benchmark.replay import walks
-from nann.offline.benchmark.replay.graphs import co_read, pruned
+from nann.offline.benchmark.replay.gradients import guided
+from nann.offline.benchmark.replay.graphs import co_read, nsg, pruned, score_vectors
 from nann.offline.benchmark.replay.measure import K, Point, Scratch, Users, at_recall, pareto, replay
 
 NUM_ITEMS = 1000
@@ -130,3 +133,72 @@ def test_co_read_counts_one_users_clicks_near_each_other() -> None:
     assert table[0].tolist()[:2] in ([1, 3], [3, 1])
     assert table[0, 2] == 2
     assert table[3].tolist() == [0, -1, -1]
+
+
+class _Slope:
+    """The gradient of a score that is linear in the embedding."""
+
+    def __init__(self, direction: np.ndarray) -> None:
+        self._direction = direction
+
+    def encode(self, _history: np.ndarray) -> dict[str, np.ndarray]:
+        return {}
+
+    def of(self, _user: dict[str, np.ndarray], items: np.ndarray) -> np.ndarray:
+        return np.tile(self._direction, (len(items), 1))
+
+
+def _guided(keep: float, price: float, rule: str = "estimate") -> tuple[int, int, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(NUM_ITEMS, 4)).astype(np.float32)
+    direction = np.array([1.0, -2.0, 0.5, 0.0], dtype=np.float32)
+    scores = embeddings @ direction
+    graph = rng.integers(0, NUM_ITEMS, (NUM_ITEMS, 12)).astype(np.int32)
+    slope: Any = _Slope(direction)
+    scored, steps, found = guided(
+        scores, graph, np.arange(300, dtype=np.int32), embeddings, slope, np.zeros(1, np.int32),
+        ef=K, rule=rule, keep=keep, price=price,  # type: ignore[arg-type]
+    )  # fmt: skip
+    return scored, steps, found, np.argsort(-scores)[:K]
+
+
+def test_a_perfect_gradient_saves_scores_and_loses_nothing() -> None:
+    every, _, found, best = _guided(1e9, 0.0)
+    assert len(np.intersect1d(found, best)) >= 0.9 * K
+    few, _, same, _ = _guided(0.0, 0.0)
+    assert sorted(same) == sorted(found), "a linear score is what its gradient says"
+    assert few < 0.7 * every
+
+
+def test_a_gradient_has_its_price() -> None:
+    free, steps, _, _ = _guided(0.0, 0.0)
+    dear, same_steps, _, _ = _guided(0.0, 2.0)
+    assert steps == same_steps
+    assert dear - free >= 2 * K  # at least the pool's items were expanded
+
+
+def test_by_angle_a_share_of_the_neighbours_is_scored() -> None:
+    half, *_ = _guided(0.5, 0.0, "angle")
+    whole, *_ = _guided(1.0, 0.0, "angle")
+    assert half < whole
+
+
+def test_nsg_links_every_item_to_others() -> None:
+    vectors = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32)
+    nearest = np.argsort(((vectors[:, None] - vectors[None]) ** 2).sum(-1), axis=1)[:, 1:33].astype(np.int32)
+    table = nsg(vectors, nearest, 8)
+    assert table.shape == (600, 8)
+    assert table.max() < 600
+    assert (table >= 0).any(axis=1).all()
+    assert not (table == np.arange(600)[:, None]).any()
+
+
+def test_items_that_users_score_alike_lie_near_each_other() -> None:
+    rng = np.random.default_rng(0)
+    taste = rng.normal(size=(50, 2))  # of each user for either group
+    group = np.arange(200) % 2
+    scores = (taste[:, group] + 0.1 * rng.normal(size=(50, 200))).astype(np.float32)
+    vectors = score_vectors(scores, 4)
+    assert vectors.shape == (200, 4)
+    distance = ((vectors[:, None] - vectors[None]) ** 2).sum(-1) + 1e9 * np.eye(200)
+    assert (group[distance.argmin(axis=1)] == group).all()
