@@ -166,8 +166,20 @@ class HnswlibHnsw:
         self, vectors: Float32[np.ndarray, "batch d"], count: int, effort: dict[str, int]
     ) -> Int32[np.ndarray, "batch count"]:
         self._index.set_ef(effort["ef_search"])
-        found = self._index.knn_query(vectors, k=min(count, self._size), num_threads=1)[0]
-        return found.astype(np.int32)  # type: ignore[no-any-return]
+        wanted = min(count, self._size)
+        while True:
+            try:
+                found = self._index.knn_query(vectors, k=wanted, num_threads=1)[0]
+            except RuntimeError:
+                # It answers nobody when it finds fewer for one of them, as where parts of the graph are not
+                # reached: then all get as many as it has for everyone, to a tenth.
+                if wanted == 1:
+                    raise
+                wanted = wanted * 9 // 10
+                continue
+            rows = np.full((len(vectors), count), -1, dtype=np.int32)
+            rows[:, :wanted] = found
+            return rows
 
     def count_products(
         self, vectors: Float32[np.ndarray, "batch d"], count: int, effort: dict[str, int]

@@ -11,7 +11,7 @@ from nann.offline.benchmark.compare import rivals
 from nann.offline.benchmark.compare.contender import Setting, Skipped
 from nann.offline.benchmark.compare.corpus import Corpus
 from nann.offline.benchmark.compare.engine_contenders import SWEEPS, EngineContender
-from nann.offline.benchmark.compare.indexes import INDEXES, FaissHnsw, FaissIvf
+from nann.offline.benchmark.compare.indexes import INDEXES, FaissHnsw, FaissIvf, HnswlibHnsw
 from nann.offline.benchmark.compare.loops import TimingBudget
 from nann.offline.benchmark.compare.quality import exhaustive_truth, measure
 from nann.offline.benchmark.compare.rivals import IndexContender, index_contenders, rerank_settings
@@ -43,6 +43,20 @@ def test_an_index_with_enough_effort_finds_the_nearest(
     again = kind(source.items, tmp_path)  # from its file
     np.testing.assert_array_equal(again.search(users, 5, effort), found)
     assert 0 < index.count_products(users, 5, effort) <= 2 * ALL
+
+
+def test_hnswlib_answers_with_what_it_reaches(tmp_path: Path) -> None:
+    """Of two far clusters, asked for more than either has."""
+    pytest.importorskip("hnswlib")
+    rng = np.random.default_rng(0)
+    items = np.concatenate([rng.normal(size=(1500, 8)), 50 + rng.normal(size=(1500, 8))]).astype(np.float32)
+    found = HnswlibHnsw(items, tmp_path).search(items[:3], 2500, {"ef_search": 2500})
+    assert found.shape == (3, 2500)
+    reached = (found >= 0).sum(axis=1)
+    assert (reached < 2500).all()
+    assert (reached > 1000).all()
+    for row in found:
+        assert len(np.unique(row[row >= 0])) == (row >= 0).sum()
 
 
 def test_an_inverted_file_counts_its_lists_and_what_they_hold(
