@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from nann.engine.artifacts import read_manifest, verify_files
-from nann.engine.devices import CPU, choose_devices, default_max_batch
+from nann.engine.devices import CPU, choose_devices, choose_scorer, default_max_batch
 from nann.engine.errors import ArtifactError, BackendError, Unsupported
 from nann.engine.footprint import expected_load_bytes
 from nann.service.allocator import give_back_free_memory
@@ -21,7 +21,7 @@ from nann.service.headroom import available_bytes, check_headroom
 from nann.service.lane import Lane
 from nann.service.logs import get_logger
 from nann.service.recorded_requests import replay_recorded
-from nann.service.search_process.lanes import Starter
+from nann.service.search_process.lanes import PROCESS_BYTES, Starter
 from nann.service.settings import Settings
 
 if TYPE_CHECKING:
@@ -120,6 +120,8 @@ class VersionLoader:
         max_batch = self._settings.max_batch_size or default_max_batch(devices)
         needed = expected_load_bytes(manifest, lanes=self._settings.lanes, max_batch=max_batch)
         try:
+            if self._settings.search_process and devices == (CPU,):
+                needed += PROCESS_BYTES[choose_scorer(self._settings.scorer, devices, manifest, max_batch)]
             check_headroom(needed, self._available())
         except NotEnoughMemory as error:
             if refuse:
@@ -248,7 +250,7 @@ def _open(version_dir: Path, settings: Settings, device: str, starter: Starter |
 def _open_apart(version_dir: Path, settings: Settings, reason: str, starter: Starter) -> SearchEngine:
     """An engine whose lanes are in a process of their own, on the CPU."""
     from nann.engine.artifacts import Artifact
-    from nann.engine.devices import choose_scorer, threads_per_lane
+    from nann.engine.devices import threads_per_lane
     from nann.engine.search_engine import SearchEngine
     from nann.service.search_process.lanes import ProcessLanes
     from nann.service.search_process.messages import OpenLanes
