@@ -80,7 +80,7 @@ class SearchEngine:
         """
         if isinstance(lanes, Sequence):
             if not lanes:
-                raise ValueError("an engine has at least one lane")
+                raise ValueError("an engine has at least 1 lane")
             lanes = LocalLanes(artifact, lanes)
         if max_batch < 1 or max_k < 1:
             raise ValueError("an engine has a max_batch and a max_k of at least 1")

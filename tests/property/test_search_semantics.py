@@ -241,7 +241,7 @@ def test_a_filtered_level_search_names_no_item_twice(world, seed, params) -> Non
 def test_non_finite_scores_never_rank_and_are_counted(tmp_path, bad) -> None:
     world = make_world(tmp_path / "1", num_items=120)
     engine = world.engine()
-    score = engine._scorers[0].score
+    score = engine._lanes._scorers[0].score
     poisoned = {3, 50, 77}
 
     def poison(users, tiles):
@@ -251,7 +251,7 @@ def test_non_finite_scores_never_rank_and_are_counted(tmp_path, bad) -> None:
             out[(vectors == world.item_vectors[item]).all(axis=-1)] = bad
         return out
 
-    engine._scorers[0].score = poison
+    engine._lanes._scorers[0].score = poison
     query = Query(k=200, params=SearchParams(policy="exhaustive"), history=[int(world.item_ids[0])])
     (hits,) = engine.search([engine.check(query)], lane=0)
     assert len(hits.item_ids) == 120 - 3

@@ -127,7 +127,7 @@ def test_seen_items_are_never_strict(world, engine) -> None:
 def test_comm_seq_is_unsupported_where_the_model_says_so(tmp_path) -> None:
     world = make_world(tmp_path / "1", num_items=30)
     engine = world.engine()
-    engine._scorers[0].takes_comm_seq = False
+    engine._lanes.takes_comm_seq = False
     with pytest.raises(Unsupported, match="comm_seq"):
         engine.check(query(world, comm_seq=np.zeros(WIDTH)))
 
@@ -406,7 +406,7 @@ def test_the_probe_hears_every_phase_as_it_ends(world, engine) -> None:
 def test_a_failing_batch_leaves_the_lane_usable(world) -> None:
     engine = world.engine()
     before = ask(engine, query(world))
-    score = engine._scorers[0].score
+    score = engine._lanes._scorers[0].score
     calls = iter(range(10))
 
     def failing(users, tiles):
@@ -414,10 +414,10 @@ def test_a_failing_batch_leaves_the_lane_usable(world) -> None:
             raise BackendError("device lost")
         return score(users, tiles)
 
-    engine._scorers[0].score = failing
+    engine._lanes._scorers[0].score = failing
     with pytest.raises(BackendError, match="device lost"):
         ask(engine, query(world))
-    engine._scorers[0].score = score
+    engine._lanes._scorers[0].score = score
     assert ask(engine, query(world)) == before
 
 
@@ -509,9 +509,9 @@ def test_warming_up_compiles_and_searches_on_every_lane(world, max_batch) -> Non
     engine = world.engine(lanes=2, max_batch=max_batch)
     assert engine.n_compilations == 0
     report = engine.warm_up()
-    assert report.n_programs == engine.n_compilations == len(list(engine._scorers[0].grid.shapes()))
+    assert report.n_programs == engine.n_compilations == len(list(engine._lanes._scorers[0].grid.shapes()))
     assert report.seconds > 0
-    assert engine._scorers[0].calls
+    assert engine._lanes._scorers[0].calls
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -540,13 +540,13 @@ def test_item_tensors_of_any_row_size_can_be_gathered(tmp_path, shape, dtype) ->
     reseal(world.directory)
     engine = world.engine()
     seen = []
-    score = engine._scorers[0].score
+    score = engine._lanes._scorers[0].score
 
     def watch(users, tiles):
         seen.append(tiles.items["extra"][0, :40].copy())
         return score(users, tiles)
 
-    engine._scorers[0].score = watch
+    engine._lanes._scorers[0].score = watch
     ask(engine, query(world, params=EXHAUSTIVE))
     np.testing.assert_array_equal(seen[0], extra)
 
