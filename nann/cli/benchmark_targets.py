@@ -129,8 +129,15 @@ class _GrpcTarget:
         try:
             reply = await self._call(self._requests[i % len(self._requests)], timeout=self._timeout_s)
         except grpc.aio.AioRpcError as error:
+            if _REFUSED_STREAM in (error.details() or ""):
+                return Outcome("refused_stream")
             return Outcome(error.code().name.lower())
         return _told(reply.timings_ms, reply.n_scored) if self._tells else Outcome()
+
+
+# How gRPC words a call that the server's HTTP/2 refused because too many are open on the connection
+# (RFC 9113, REFUSED_STREAM): it was never processed, and may be sent again.
+_REFUSED_STREAM = "RST_STREAM with error code 7"
 
 
 @asynccontextmanager

@@ -40,7 +40,8 @@ _MARGIN_S = 0.25
 # So soon before the signal comes a burst, so that many wait for a lane when it comes.
 _BURST_LEAD_S = 0.5
 # A full queue is a refusal as clean as any.
-_ANSWERED = {OK, "overloaded", "resource_exhausted"}
+# `refused_stream`: by HTTP/2 itself, because too many calls were open on the connection.
+_ANSWERED = {OK, "overloaded", "resource_exhausted", "refused_stream"}
 # The server's word; a closed door; a kept-alive connection that was closed before the server read from it.
 _CLEAN = {*_ANSWERED, "not_ready", "unavailable", "connection_failed"}
 
@@ -61,8 +62,9 @@ class DrainResult:
     """What callers and the server's log say of some terminations.
 
     `accepted` requests have a line of an answer in the server's log; `lost` ones have one and their caller
-    no answer, or were sent well before the signal and refused. `unclean` are ends of later requests that
-    are neither answer nor refusal.
+    no answer, or were sent well before the signal and got neither answer nor refusal. `unheard` were sent
+    then too, and their connection was closed: the server's log has no line of them, gRPC had not handed
+    them over. `unclean` are ends of later requests that are neither answer nor refusal.
     """
 
     terminations: int = 0
@@ -74,12 +76,14 @@ class DrainResult:
     exit_codes: Counter[int] | None = None
     longest_s: float = 0.0
     capacity_qps: float = 0.0
+    unheard: int = 0
 
     def add(self, other: DrainResult) -> None:
         self.terminations += other.terminations
         self.in_flight += other.in_flight
         self.accepted += other.accepted
         self.lost += other.lost
+        self.unheard += other.unheard
         self.after = (self.after or Counter()) + (other.after or Counter())
         self.unclean += other.unclean
         self.exit_codes = (self.exit_codes or Counter()) + (other.exit_codes or Counter())
@@ -102,7 +106,8 @@ class DrainResult:
         return (
             f"{self.terminations} terminations (capacity {self.capacity_qps:.0f} requests/s): "
             f"{self.in_flight:,} requests under way at the signal; of {self.accepted:,} accepted "
-            f"{self.lost} without their answer; sent after the signal: {after}, {self.unclean} of them "
+            f"{self.lost} without their answer; {self.unheard:,} calls still waited unread in gRPC and "
+            f"ended `unavailable`; sent after the signal: {after}, {self.unclean} of them "
             f"unclean; exit code {codes} after at most {self.longest_s:.1f} s"
         )
 
@@ -180,13 +185,16 @@ def drain_once(
     )
     lost += sum(n for (_, code), n in log.items() if code not in {*_ANSWERED, "not_ready"})
     # Counted once more where the log has a line of them, which is no harm: none is the promise.
-    lost += sum(s.sent_s < signal_s - _MARGIN_S and s.outcome.code not in _ANSWERED for s in samples)
+    early = [s.outcome.code for s in samples if s.sent_s < signal_s - _MARGIN_S]
+    unheard = sum(code == "unavailable" for code in early)
+    lost += sum(code not in _ANSWERED for code in early) - unheard
     after = Counter(s.outcome.code for s in samples if s.sent_s > signal_s)
     return DrainResult(
         terminations=1,
         in_flight=sum(s.sent_s < signal_s < s.done_s for s in samples),
         accepted=sum(n for (_, code), n in log.items() if code == OK),
         lost=lost,
+        unheard=unheard,
         after=after,
         unclean=sum(s.outcome.code not in _CLEAN for s in samples),
         exit_codes=Counter([exit_code]),

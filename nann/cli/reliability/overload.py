@@ -48,9 +48,7 @@ _K = 100
 # The load before and after the overload, as a share of the capacity: queues are short, batches small.
 _CALM_SHARE = 0.5
 _WINDOW_S = 0.25
-# `unavailable` are calls that gRPC itself refused because too many were open on their connection
-# (REFUSED_STREAM): never processed, and safe to send again.
-_REFUSED = ("overloaded", "http_429", "resource_exhausted", "unavailable")
+_REFUSED = ("overloaded", "http_429", "resource_exhausted", "refused_stream")
 
 _LEAST_GOODPUT = 0.9
 _MOST_REFUSAL_MS = 5.0
