@@ -220,7 +220,7 @@ def test_on_the_cpu_auto_takes_the_programs_where_it_can(
 ) -> None:
     monkeypatch.setattr(module, "_installed", lambda name: name in installed)
     manifest: Any = SimpleNamespace(programs=SimpleNamespace(sets={"cpu": SimpleNamespace(max_batch=16)}))
-    assert module._choose_scorer("auto", [CPU], manifest, max_batch) == scorer
+    assert module.choose_scorer("auto", [CPU], manifest, max_batch) == scorer
 
 
 def test_without_programs_or_tensorflow_the_refusal_says_what_to_install(
@@ -230,9 +230,9 @@ def test_without_programs_or_tensorflow_the_refusal_says_what_to_install(
     for programs in (None, SimpleNamespace(sets={"gpu": None})):
         manifest: Any = SimpleNamespace(programs=programs)
         with pytest.raises(Unsupported, match=r"'nann\[tensorflow\]', or 'nann\[pjrt\]' and a version"):
-            module._choose_scorer("auto", [CPU], manifest, 1)
-        assert module._choose_scorer("auto", [Device("cuda", 0)], manifest, 1) == "pjrt"
-        assert module._choose_scorer("pjrt", [CPU], manifest, 1) == "pjrt"  # and `open_programs` refuses
+            module.choose_scorer("auto", [CPU], manifest, 1)
+        assert module.choose_scorer("auto", [Device("cuda", 0)], manifest, 1) == "pjrt"
+        assert module.choose_scorer("pjrt", [CPU], manifest, 1) == "pjrt"  # and `open_programs` refuses
 
 
 def test_lanes_of_the_cpu_have_one_name_and_share_what_may_be_shared(tmp_path: Path) -> None:
