@@ -22,7 +22,6 @@ __all__ = [
     "CPU",
     "Device",
     "DeviceMemory",
-    "Lanes",
     "Precision",
     "ScorerName",
     "choose_devices",
@@ -184,7 +183,7 @@ def parse_memory_limit(text: str) -> int | float:
 
 
 @dataclass(frozen=True, slots=True)
-class Lanes:
+class OpenedLanes:
     """What `open_lanes` opened: backend, scorer and device of each lane, device by device."""
 
     pairs: list[tuple[Backend[Any, Any], Scorer]]
@@ -204,7 +203,7 @@ def open_lanes(
     intra_op_threads: int | None = None,
     memory: DeviceMemory | None = None,
     precision: Precision = "float32",
-) -> Lanes:
+) -> OpenedLanes:
     """`lanes` lanes on each of the devices (all of one kind); nothing of a model is compiled yet.
 
     `intra_op_threads` is `threads_per_lane` when not given, and bounds the CPU alone. `precision` is that
@@ -232,7 +231,7 @@ def open_lanes(
             kernel_cache_dir=kernel_cache_dir,
             precision=precision,
         )
-        return Lanes(pairs, names, chosen)
+        return OpenedLanes(pairs, names, chosen)
     threads = threads_per_lane(lanes) if intra_op_threads is None else intra_op_threads
     scorers = _cpu_scorers(
         artifact,
@@ -243,7 +242,7 @@ def open_lanes(
         xla_cache_dir=xla_cache_dir,
         threads=threads,
     )
-    return Lanes(cpu_lanes(artifact, scorers, max_batch=max_batch), names, chosen)
+    return OpenedLanes(cpu_lanes(artifact, scorers, max_batch=max_batch), names, chosen)
 
 
 def choose_scorer(

@@ -63,8 +63,8 @@ class DrainResult:
 
     `accepted` requests have a line of an answer in the server's log; `lost` ones have one and their caller
     no answer, or were sent well before the signal and got neither answer nor refusal. `unheard` were sent
-    then too, and their connection was closed: the server's log has no line of them, gRPC had not handed
-    them over. `unclean` are ends of later requests that are neither answer nor refusal.
+    then over gRPC, which had not handed them over when the server went: its log has no line of them, and
+    they ended `unavailable`. `unclean` are ends of later requests that are neither answer nor refusal.
     """
 
     terminations: int = 0
@@ -184,9 +184,9 @@ def drain_once(
         for api, of_api in (("rest", rest), ("grpc", grpc))
     )
     lost += sum(n for (_, code), n in log.items() if code not in {*_ANSWERED, "not_ready"})
-    # Counted once more where the log has a line of them, which is no harm: none is the promise.
+    unheard = sum(s.outcome.code == "unavailable" for s in grpc if s.sent_s < signal_s - _MARGIN_S)
+    # One that the log calls answered is counted twice, which is no harm: none is the promise.
     early = [s.outcome.code for s in samples if s.sent_s < signal_s - _MARGIN_S]
-    unheard = sum(code == "unavailable" for code in early)
     lost += sum(code not in _ANSWERED for code in early) - unheard
     after = Counter(s.outcome.code for s in samples if s.sent_s > signal_s)
     return DrainResult(

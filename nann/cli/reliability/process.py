@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from nann.service.search_process.usage import process_usage
 
 __all__ = ["BusyClock", "ProcessFigures", "process_figures"]
 
@@ -39,17 +40,14 @@ def process_figures(pid: int) -> ProcessFigures:
 
 
 def _figures(pid: int) -> ProcessFigures:
-    place = Path("/proc", str(pid))
-    # The name of the program comes second, in brackets, and may hold anything.
-    fields = (place / "stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
-    # Time of its own, and of children that have ended.
-    ticks, threads = sum(map(int, fields[11:15])), int(fields[17])
-    resident_pages = int((place / "statm").read_text(encoding="ascii").split()[1])
+    usage = process_usage(pid)
+    if usage is None:
+        raise ProcessLookupError(f"no process {pid}")
     return ProcessFigures(
-        resident_bytes=resident_pages * os.sysconf("SC_PAGE_SIZE"),
-        cpu_s=ticks / os.sysconf("SC_CLK_TCK"),
-        open_files=sum(1 for _ in (place / "fd").iterdir()),
-        threads=threads,
+        resident_bytes=usage.resident_bytes,
+        cpu_s=usage.cpu_s + usage.ended_children_cpu_s,
+        open_files=sum(1 for _ in Path("/proc", str(pid), "fd").iterdir()),
+        threads=usage.threads,
     )
 
 

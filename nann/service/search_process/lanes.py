@@ -92,7 +92,8 @@ class _Process:
     popen: subprocess.Popen[bytes]
     control: Connection
     lanes: list[Connection]
-    opened: Opened | None = None
+    compiled_before: int
+    """Programs that the processes before it compiled."""
     n_compilations: int = 0
 
     def tell(self, connection: Connection, what: Any) -> Any:
@@ -112,10 +113,23 @@ class _Process:
             raise_failure(*answer)
         return answer
 
+    def warm_up(self) -> bool:
+        bit_equal, self.n_compilations = self.tell(self.control, None)
+        return bool(bit_equal)
+
     def hang_up(self) -> None:
+        """Close the connections, upon which it ends."""
         for connection in (self.control, *self.lanes):
             with suppress(OSError):
                 connection.close()
+
+    def end(self) -> None:
+        self.hang_up()
+        try:
+            self.popen.wait(_CLOSE_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            self.popen.wait()
 
 
 class ProcessLanes:
@@ -136,11 +150,9 @@ class ProcessLanes:
         self._starter = starter
         self._changing = threading.Lock()
         self._closed = False
-        self._compiled_before = 0
         self._n_starts = 0
-        self._process = self._start()
-        assert self._process.opened is not None
-        self.takes_comm_seq = self._process.opened.takes_comm_seq
+        self._process, opened = self._start()
+        self.takes_comm_seq = opened.takes_comm_seq
         # Another one is needed at once, whoever waits for it.
         self._ask = replace(ask, gives_way=False)
 
@@ -150,16 +162,15 @@ class ProcessLanes:
 
     @property
     def n_compilations(self) -> int:
-        return self._compiled_before + self._process.n_compilations
+        process = self._process
+        return process.compiled_before + process.n_compilations
 
     @property
     def process(self) -> LaneProcess:
         return LaneProcess(self._process.popen.pid, self._n_starts)
 
     def warm_up(self) -> bool:
-        process = self._process
-        bit_equal, process.n_compilations = process.tell(process.control, None)
-        return bool(bit_equal)
+        return self._process.warm_up()
 
     def search(
         self, batch: Sequence[PreparedQuery], lane: int, probe: Callable[[str], None]
@@ -174,12 +185,7 @@ class ProcessLanes:
         with self._changing:
             self._closed = True
             process = self._process
-        process.hang_up()
-        try:
-            process.popen.wait(_CLOSE_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.popen.kill()
-            process.popen.wait()
+        process.end()
 
     def _running(self) -> _Process:
         """The process, started anew where it has ended."""
@@ -191,12 +197,16 @@ class ProcessLanes:
             if self._process.popen.returncode is not None:
                 log.warning("starting the search process again")
                 self._process.hang_up()
-                self._compiled_before += self._process.n_compilations
-                self._process = self._start()
-                self.warm_up()
+                process, _ = self._start(compiled_before=self.n_compilations)
+                try:
+                    process.warm_up()
+                except BaseException:
+                    process.end()
+                    raise
+                self._process = process  # not before: the other lanes look at it without the lock
             return self._process
 
-    def _start(self) -> _Process:
+    def _start(self, *, compiled_before: int = 0) -> tuple[_Process, Opened]:
         pairs = [Pipe() for _ in range(1 + self._ask.lanes)]
         theirs = [there for _, there in pairs]
         numbers = [connection.fileno() for connection in theirs]
@@ -208,15 +218,14 @@ class ProcessLanes:
             for connection in theirs:
                 connection.close()
         control, *lanes = (here for here, _ in pairs)
-        process = _Process(popen, control, lanes)
+        process = _Process(popen, control, lanes, compiled_before)
         try:
-            process.opened = process.tell(control, self._ask)
+            opened = process.tell(control, self._ask)
         except BaseException:
-            process.hang_up()
-            popen.wait()
+            process.end()
             raise
         self._n_starts += 1
-        return process
+        return process, opened
 
 
 def _words(returncode: int) -> str:

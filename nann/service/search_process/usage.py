@@ -1,4 +1,4 @@
-"""What Linux tells of a process: its memory and its processor time."""
+"""What Linux tells of a process: its memory, its processor time, its threads."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ __all__ = ["ProcessUsage", "process_usage"]
 
 @dataclass(frozen=True, slots=True)
 class ProcessUsage:
-    """Resident memory, and processor time since its start."""
+    """Resident memory, processor time since its start, and that of children that have ended."""
 
     resident_bytes: int
     cpu_s: float
+    ended_children_cpu_s: float
+    threads: int
 
 
 def process_usage(pid: int) -> ProcessUsage | None:
@@ -26,7 +28,11 @@ def process_usage(pid: int) -> ProcessUsage | None:
         resident_pages = int((place / "statm").read_text(encoding="ascii").split()[1])
     except (OSError, IndexError):
         return None
+    user, system, children_user, children_system = (int(field) for field in fields[11:15])
+    ticks_s = os.sysconf("SC_CLK_TCK")
     return ProcessUsage(
         resident_bytes=resident_pages * os.sysconf("SC_PAGE_SIZE"),
-        cpu_s=(int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
+        cpu_s=(user + system) / ticks_s,
+        ended_children_cpu_s=(children_user + children_system) / ticks_s,
+        threads=int(fields[17]),
     )

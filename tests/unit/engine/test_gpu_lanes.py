@@ -17,7 +17,7 @@ from engine_world import IntegerScorer, World, make_world
 from nann.engine import gpu_lanes
 from nann.engine.artifacts import Artifact, GateSpec
 from nann.engine.backend import Tiles
-from nann.engine.devices import DeviceMemory, Lanes, choose_devices, open_lanes, parse_devices
+from nann.engine.devices import DeviceMemory, OpenedLanes, choose_devices, open_lanes, parse_devices
 from nann.engine.errors import BackendError, Unsupported
 from nann.engine.scoring.buckets import BucketGrid
 from nann.engine.search_engine import SearchEngine
@@ -56,7 +56,7 @@ def world(tmp_path: Path) -> World:
 
 
 @pytest.fixture
-def lanes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Lanes]:
+def lanes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., OpenedLanes]:
     """`open_lanes` with a scorer that needs no XLA; `artifact` as loaded."""
 
     def open_scorers(_artifact: Any, gpus: Any, *, max_batch: int, **_: Any) -> Any:
@@ -69,14 +69,14 @@ def lanes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Lan
 
     monkeypatch.setattr(gpu_lanes, "_pjrt", open_scorers)
 
-    def on(devices: str, *, lanes: int = 2, **options: Any) -> Lanes:
+    def on(devices: str, *, lanes: int = 2, **options: Any) -> OpenedLanes:
         artifact = Artifact.open(world.directory)
         return open_lanes(artifact, parse_devices(devices), lanes=lanes, max_batch=4, **options)
 
     return on
 
 
-def engine_of(world: World, lanes: Lanes) -> SearchEngine:
+def engine_of(world: World, lanes: OpenedLanes) -> SearchEngine:
     artifact = Artifact.open(world.directory)
     return SearchEngine(artifact, lanes.pairs, max_batch=4, lane_devices=lanes.devices)
 
