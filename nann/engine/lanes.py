@@ -28,10 +28,15 @@ class LaneProcess:
 
 
 class Lanes(Protocol):
-    """Numbered lanes over the tables of one version, each used by one thread at a time."""
+    """Numbered lanes over the tables of one version."""
 
     @property
     def count(self) -> int: ...
+
+    @property
+    def depth(self) -> int:
+        """Threads that may search on one lane at a time; they take turns there."""
+        ...
 
     @property
     def takes_comm_seq(self) -> bool:
@@ -75,6 +80,7 @@ class LocalLanes:
     """Lanes of this process: a backend and a scorer each; lanes may share a scorer."""
 
     process: LaneProcess | None = None
+    depth = 1
 
     def __init__(self, artifact: Artifact, pairs: Sequence[tuple[Backend[Any, Any], Scorer]]) -> None:
         self.count = len(pairs)

@@ -86,6 +86,7 @@ class SearchEngine:
             raise ValueError("an engine has a max_batch and a max_k of at least 1")
         self.manifest: Manifest = artifact.manifest
         self.n_lanes = lanes.count
+        self.lane_depth = lanes.depth
         self.lane_devices = tuple(lane_devices) if lane_devices is not None else ("cpu",) * lanes.count
         self.placement = placement
         self.max_batch = max_batch

@@ -19,8 +19,10 @@ from typing import Generic, Protocol
 from nann.engine.errors import DeadlineExceeded, NotReady, Overloaded
 from nann.service.entry import Answer, Batchable, Call, DispatchReason, Entry, P, R
 from nann.service.errors import InternalError, fresh_error
+from nann.service.flights import Flight, Flights
 from nann.service.lane import Lane
 from nann.service.rotation import Rotation
+from nann.service.search_rate import SearchRate
 from nann.service.waiting import Group, RejectReason, WaitingQueue
 
 __all__ = [
@@ -33,8 +35,6 @@ __all__ = [
     "RejectReason",
 ]
 
-# Each new measurement of the service rate counts this much: the last ten or so batches decide.
-_RATE_SMOOTHING = 0.2
 # The most patient of the last hundred or so queries stands for callers whose deadline has not been read. They
 # are refused from this share of it on: closer to it nearly all are read, checked, and then refused all the
 # same, at ten times the cost, or let in and dropped when it has passed.
@@ -81,7 +81,8 @@ class BatcherLimits:
     queries and `queue_work_limit` items may wait. `batch_wait_s` > 0 holds a batch that is not full
     until its oldest query has waited that long; 0 lets a free lane take what is there. `lane_groups`
     names the device of each lane (default: one for all): a search that fails takes the lanes of its
-    device out of the rotation (`Rotation`).
+    device out of the rotation (`Rotation`). A lane that is busy takes up to `lane_depth` - 1 batches more,
+    full ones of the kind that it searches, so that it goes on with the next at once.
     """
 
     n_lanes: int
@@ -91,13 +92,15 @@ class BatcherLimits:
     batch_work_limit: int
     batch_wait_s: float = 0.0
     lane_groups: tuple[Hashable, ...] | None = None
+    lane_depth: int = 1
 
 
 class Batcher(Generic[P, R]):
     """Feeds `search(batch, lane)` from many concurrent `submit` calls.
 
     `search` is synchronous and gets 1 … `max_batch` queries of equal `compat`; it runs on
-    `n_lanes` threads, never twice at a time on one lane, and returns one result a query.
+    `n_lanes` · `lane_depth` threads, never more than `lane_depth` times at once for one lane, and returns
+    one result a query.
     `on_lanes` hears how many lanes are proven (see `Rotation`) whenever that changes. Must be created
     on the event loop that uses it.
     """
@@ -119,14 +122,15 @@ class Batcher(Generic[P, R]):
         self._observer = observer or BatchObserver()
         self._clock = clock
         self._call_later = call_later or loop.call_later
-        self._lanes = [Lane(f"nann-lane-{lane}") for lane in range(limits.n_lanes)]
-        self._rotation = Rotation(limits.lane_groups or ("all",) * limits.n_lanes)
+        lanes, depth = range(limits.n_lanes), limits.lane_depth
+        self._threads = [[Lane(f"nann-lane-{lane}") for _ in range(depth)] for lane in lanes]
+        self._flights: Flights[P, R] = Flights(limits.n_lanes)
+        self._rotation = Rotation(limits.lane_groups or ("all",) * limits.n_lanes, depth=depth)
         self._on_lanes = on_lanes
         self._queue: WaitingQueue[Entry[P, R]] = WaitingQueue(
             limit=limits.queue_limit, work_limit=limits.queue_work_limit
         )
-        self._seconds_per_cost: float | None = None
-        self._batch_s = 0.0
+        self._rate = SearchRate(max_batch=limits.max_batch, batch_work_limit=limits.batch_work_limit)
         self._usual_cost = 0.0
         self._patience_s = _MOST_PATIENCE_S
         self._dispatch_is_due = False
@@ -227,8 +231,9 @@ class Batcher(Generic[P, R]):
         while self.depth or self.lanes_busy:
             self._idle.clear()
             await self._idle.wait()
-        for lane in self._lanes:
-            lane.close()
+        for threads in self._threads:
+            for thread in threads:
+                thread.close()
 
     # Calls: from their admission to their outcomes.
 
@@ -291,31 +296,21 @@ class Batcher(Generic[P, R]):
         return error
 
     def _overloaded(self, why: str) -> Overloaded:
-        if self._seconds_per_cost is None:  # no batch has come back yet, so there is no rate to go by
+        if self._rate.seconds_per_cost is None:  # no batch has come back yet, so there is no rate to go by
             return Overloaded(why)
-        return Overloaded(why, retry_after_s=self._queue.work * self._seconds_per_cost / self._limits.n_lanes)
+        work_s = self._queue.work * self._rate.seconds_per_cost
+        return Overloaded(why, retry_after_s=work_s / self._limits.n_lanes)
 
     def _expected_answer_s(
         self, cost: float, mean_cost: float, *, bulk: bool, ahead_cost: float = 0.0
     ) -> float:
         """How long queries of `cost` together would be under way: waiting, and on a lane."""
         n_lanes = self._limits.n_lanes
-        wait_s = self._expected_s(self._queue.work_before(bulk=bulk) + ahead_cost, mean_cost) / n_lanes
-        batch_s = self._expected_batch_s(self._queue.work + ahead_cost + cost, mean_cost)
+        work = self._queue.work_before(bulk=bulk) + ahead_cost + self._flights.work_ahead
+        wait_s = self._rate.time_of(work, mean_cost) / n_lanes
+        batch_s = self._rate.time_of_batch(self._queue.work + ahead_cost + cost, mean_cost)
         # The batch that is on the next lane is half done on average.
         return wait_s + batch_s * (1 + 0.5 / n_lanes)
-
-    def _expected_s(self, work: float, cost: float) -> float:
-        """A lane's time for `work` in queries of `cost`: by items or by batches, whichever is less."""
-        # The time of a small batch is dear by the item; that of a rare long one tells nothing of the next.
-        return min(work * (self._seconds_per_cost or 0.0), work / self._full_batch(cost) * self._batch_s)
-
-    def _expected_batch_s(self, work: float, cost: float) -> float:
-        """A lane's time for a batch of queries of `cost` when so much `work` waits."""
-        return min(min(work, self._full_batch(cost)) * (self._seconds_per_cost or 0.0), self._batch_s)
-
-    def _full_batch(self, cost: float) -> float:
-        return max(cost, min(cost * self._limits.max_batch, self._limits.batch_work_limit))
 
     async def _answered(self, entries: Sequence[Entry[P, R]]) -> list[Answer[R] | Exception]:
         call = entries[0].call
@@ -360,28 +355,43 @@ class Batcher(Generic[P, R]):
         if self._fill_timer is not None:
             self._fill_timer.cancel()
             self._fill_timer = None
-        while self.depth and (lane := self._rotation.next_lane()) is not None:
+        while self.depth:
             now_s = self._clock()
-            group = self._queue.next_group(lambda group: self._due(group, now_s) is not None)  # noqa: B023
-            if group is None:
-                self._start_fill_timer(now_s)
-                return
+            lane = self._rotation.next_lane()
+            if lane is not None:
+                group = self._queue.next_group(lambda group: self._due(group, now_s) is not None)  # noqa: B023
+                if group is None:
+                    self._start_fill_timer(now_s)
+                    return
+            else:
+                group = self._queue.next_group(lambda group: self._lane_ahead(group) is not None)
+                if group is None:
+                    return
+                lane = self._lane_ahead(group)
             reason = self._due(group, now_s)
-            assert reason is not None
-            batch = self._take(group, now_s)
+            assert lane is not None and reason is not None
+            batch = self._take(group, now_s, self._flights.remaining_s(lane, now_s, self._rate))
             if batch:
                 self._start(lane, batch, reason)
 
     def _due(self, group: Group[Entry[P, R]], now_s: float) -> DispatchReason | None:
-        limits = self._limits
-        if len(group.waiters) >= limits.max_batch or group.work >= limits.batch_work_limit:
+        if self._is_full(group):
             return "full"
         if self._closing:
             return "closing"
-        if limits.batch_wait_s == 0:
+        if self._limits.batch_wait_s == 0:
             return "lane_free"
         waited_s = now_s - group.oldest.arrival_s
-        return "fill_timer" if waited_s >= limits.batch_wait_s - _TIMER_SLACK_S else None
+        return "fill_timer" if waited_s >= self._limits.batch_wait_s - _TIMER_SLACK_S else None
+
+    def _is_full(self, group: Group[Entry[P, R]]) -> bool:
+        return len(group.waiters) >= self._limits.max_batch or group.work >= self._limits.batch_work_limit
+
+    def _lane_ahead(self, group: Group[Entry[P, R]]) -> int | None:
+        """The busy lane that a full batch may wait on: one that searches its like, which takes no longer."""
+        if not self._is_full(group):
+            return None
+        return self._flights.first_begun(self._rotation.lanes_with_room(), group.oldest.compat)
 
     def _start_fill_timer(self, now_s: float) -> None:
         oldest_s = min(group.oldest.arrival_s for group in self._queue.groups())
@@ -389,14 +399,15 @@ class Batcher(Generic[P, R]):
             oldest_s + self._limits.batch_wait_s - now_s, self._schedule_dispatch
         )
 
-    def _take(self, group: Group[Entry[P, R]], now_s: float) -> list[Entry[P, R]]:
+    def _take(self, group: Group[Entry[P, R]], now_s: float, wait_s: float) -> list[Entry[P, R]]:
         """Up to a batch from the front of `group`, without those whose deadline would pass on the lane.
 
+        The lane is free in `wait_s`.
         The last one is tried in any case: only a search corrects what is expected of searches.
         """
         batch: list[Entry[P, R]] = []
         work = 0
-        done_s = now_s + self._expected_batch_s(group.work, group.oldest.cost)
+        done_s = now_s + wait_s + self._rate.time_of_batch(group.work, group.oldest.cost)
         while group.waiters and len(batch) < self._limits.max_batch:
             entry = group.oldest
             if entry.is_settled:  # abandoned, by a caller whose task has not run since
@@ -417,12 +428,12 @@ class Batcher(Generic[P, R]):
 
     def _start(self, lane: int, batch: list[Entry[P, R]], reason: DispatchReason) -> None:
         self._rotation.take(lane)
-        started_s = self._clock()
-        self._observer.lanes_changed(+1)
+        flight = Flight(batch, reason)
+        self._flights.add(lane, flight)
         self._observer.dispatched(len(batch), reason)
-        if reason != "shadow":
-            for entry in batch:
-                self._observer.waited(started_s - entry.arrival_s)
+        if self._flights.first(lane) is flight:
+            self._observer.lanes_changed(+1)
+            self._begin(flight)
         results: list[R] = []
         queries = [entry.query for entry in batch]
 
@@ -432,18 +443,20 @@ class Batcher(Generic[P, R]):
                 raise InternalError(f"the engine gave {len(results)} results for {len(queries)} queries")
 
         def finish(error: BaseException | None) -> None:
-            search_s = self._clock() - started_s
+            begun_s = self._begin(flight)  # where the batch before it is late in telling that it has ended
+            search_s = self._clock() - begun_s
+            self._flights.remove(lane, flight)
             self._give_back(lane, succeeded=error is None)
             if reason != "shadow":
                 self._observer.searched(search_s)
             if error is None and reason != "shadow":
-                self._learn_rate(search_s, sum(entry.cost for entry in batch))
+                self._rate.learn(search_s, flight.work)
             # The lane comes first: what the answers cause would run before a dispatch that was scheduled.
             self._dispatch()
             for position, entry in enumerate(batch):
                 if entry.is_settled:  # expired or abandoned on the lane
                     continue
-                queue_s = started_s - entry.arrival_s
+                queue_s = begun_s - entry.arrival_s
                 entry.settle(
                     fresh_error(error)
                     if error is not None
@@ -451,21 +464,26 @@ class Batcher(Generic[P, R]):
                 )
             self._note_idleness()
 
-        self._lanes[lane].run(search, finish)
+        next(thread for thread in self._threads[lane] if not thread.busy).run(search, finish)
+
+    def _begin(self, flight: Flight[P, R]) -> float:
+        """Since when its lane searches this batch: now, if it has not begun."""
+        if flight.begun_s is None:
+            flight.begun_s = self._clock()
+            if flight.reason != "shadow":
+                for entry in flight.batch:
+                    self._observer.waited(flight.begun_s - entry.arrival_s)
+        return flight.begun_s
 
     def _give_back(self, lane: int, *, succeeded: bool) -> None:
         before = self._rotation.n_proven
         self._rotation.give_back(lane, succeeded=succeeded)
-        self._observer.lanes_changed(-1)
+        if (following := self._flights.first(lane)) is not None:
+            self._begin(following)
+        else:
+            self._observer.lanes_changed(-1)
         if self._on_lanes is not None and self._rotation.n_proven != before:
             self._on_lanes(self._rotation.n_proven)
-
-    def _learn_rate(self, search_s: float, cost: int) -> None:
-        seconds_per_cost = search_s / max(cost, 1)
-        if self._seconds_per_cost is None:
-            self._seconds_per_cost, self._batch_s = seconds_per_cost, search_s
-        self._seconds_per_cost += _RATE_SMOOTHING * (seconds_per_cost - self._seconds_per_cost)
-        self._batch_s += _RATE_SMOOTHING * (search_s - self._batch_s)
 
     def _note_idleness(self) -> None:
         if not self.depth and not self.lanes_busy:

@@ -13,10 +13,15 @@ __all__ = ["Rotation"]
 
 
 class Rotation:
-    """The lanes of one batcher, by number; ``groups[lane]`` names the device that the lane is on."""
+    """The lanes of one batcher, by number; ``groups[lane]`` names the device that the lane is on.
 
-    def __init__(self, groups: Sequence[Hashable]) -> None:
+    A lane takes `depth` batches at a time, of which it searches one.
+    """
+
+    def __init__(self, groups: Sequence[Hashable], *, depth: int = 1) -> None:
         self._groups = tuple(groups)
+        self._depth = depth
+        self._n_taken = [0] * len(groups)
         self._several = len(set(groups)) > 1
         self._free = list(range(len(groups)))
         self._proven = set(self._free)
@@ -49,18 +54,26 @@ class Rotation:
         busy = {group: self._groups.count(group) - free.count(group) for group in set(free)}
         return min(reversed(candidates), key=lambda lane: busy[self._groups[lane]])
 
+    def lanes_with_room(self) -> list[int]:
+        """Proven lanes that search and would take one more batch for afterwards."""
+        return [lane for lane in self._proven if 0 < self._n_taken[lane] < self._depth]
+
     def spare_lane(self) -> int | None:
         """A proven lane that leaves another one free for whoever comes next, or the only lane there is."""
         free = sum(lane in self._proven for lane in self._free)
         return self.next_lane() if free > 1 or (free and len(self._groups) == 1) else None
 
     def take(self, lane: int) -> None:
-        """A search starts on a free `lane`."""
-        self._free.remove(lane)
+        """A batch is sent to `lane`, which is free or has room."""
+        if not self._n_taken[lane]:
+            self._free.remove(lane)
+        self._n_taken[lane] += 1
 
     def give_back(self, lane: int, *, succeeded: bool) -> None:
-        """The search on `lane` ended."""
-        self._free.append(lane)
+        """A search on `lane` ended."""
+        self._n_taken[lane] -= 1
+        if not self._n_taken[lane]:
+            self._free.append(lane)
         if succeeded:
             self._proven.add(lane)
         elif lane in self._proven:  # a lane in doubt that fails again says nothing new of its neighbours

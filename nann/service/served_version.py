@@ -127,4 +127,5 @@ def batcher_limits(settings: Settings, engine: SearchEngine) -> BatcherLimits:
         batch_work_limit=settings.max_batch_work or (_GPU_BATCH_WORK if on_gpu else _CPU_BATCH_WORK),
         batch_wait_s=settings.batch_wait_ms / 1e3,
         lane_groups=engine.lane_devices,
+        lane_depth=engine.lane_depth,
     )

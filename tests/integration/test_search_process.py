@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,17 @@ def test_a_batch_keeps_its_queries_apart(apart: SearchEngine) -> None:
     assert [len(hits.item_ids) for hits in together] == [3, 7]
     assert not set(together[0].item_ids) & set(ids[5:15])
     assert set(together[1].item_ids) <= set(ids[:12])
+
+
+def test_two_threads_may_search_on_one_lane_at_a_time(apart: SearchEngine) -> None:
+    """The second has its batch there before the first one's has ended; each gets its own answers."""
+    assert apart.lane_depth == 2
+    queries = [apart.check(query) for query in _queries()]
+    alone = [apart.search([query], 0) for query in queries]
+    with ThreadPoolExecutor(3) as pool:  # a third one waits for a connection
+        rounds = [query for _ in range(20) for query in range(len(queries))]
+        together = list(pool.map(lambda query: apart.search([queries[query]], 0), rounds))
+    assert together == [alone[query] for query in rounds]
 
 
 def test_the_phases_of_a_search_cannot_be_watched(apart: SearchEngine) -> None:

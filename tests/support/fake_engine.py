@@ -158,6 +158,7 @@ class FakeEngine:
             else profiles
         )
         self.n_lanes, self.max_batch, self.max_k = lanes, max_batch, max_k
+        self.lane_depth = 1
         self.lane_devices = tuple(lane_devices) if lane_devices is not None else ("cpu",) * lanes
         self.broken_devices: set[str] = set()
         self.n_compilations = 7

@@ -7,10 +7,8 @@ about what is far away as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +19,7 @@ from nann.engine.types import Hits, Query, SearchParams
 from nann.offline.data import rules
 from nann.offline.data.dataset import Dataset
 from nann.offline.progress import Progress
+from nann.offline.search_quality import on_all_lanes
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int32, Int64
@@ -98,7 +97,10 @@ def score_pairs(
     items = np.empty((len(histories), n_best + n_others), np.int32)
     scores = np.empty(items.shape, np.float32)
     with progress.stage(title, total=len(histories), unit="users") as stage:
-        for row, (found, score) in enumerate(_on_all_lanes(engine.n_lanes, ask, histories)):
+        answers = on_all_lanes(
+            engine, lambda lane, row: ask(lane, row, histories[row]), range(len(histories))
+        )
+        for row, (found, score) in enumerate(answers):
             items[row], scores[row] = found, score
             stage.advance()
     return Pairs(histories, items, scores, n_best)
@@ -150,20 +152,3 @@ class _Teacher:
                 "no finite score"
             )
         return self._catalog.item_index(hits.item_ids), np.asarray(hits.scores, np.float32)
-
-
-def _on_all_lanes(
-    n_lanes: int, ask: Callable[[int, int, Any], Any], histories: Sequence[Any] | np.ndarray
-) -> Iterator[Any]:
-    """What `ask` says of each row, in their order, with every lane at work."""
-    block = 8 * n_lanes  # small enough for a progress bar to move, large enough to hide the joins
-
-    def run(lane: int) -> list[Any]:
-        return [ask(lane, row, histories[row]) for row in range(start + lane, stop, n_lanes)]
-
-    with ThreadPoolExecutor(n_lanes) as pool:
-        for start in range(0, len(histories), block):
-            stop = min(start + block, len(histories))
-            by_lane = list(pool.map(run, range(n_lanes)))
-            for i in range(stop - start):
-                yield by_lane[i % n_lanes][i // n_lanes]

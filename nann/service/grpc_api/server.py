@@ -11,7 +11,7 @@ from nann.service.access import Access
 from nann.service.grpc_api import native, tensorflow_serving
 from nann.service.grpc_api.access import AccessInterceptor
 from nann.service.grpc_api.call import CallLimit, Methods
-from nann.service.grpc_api.hang_up import hang_up
+from nann.service.grpc_api.hang_up import hang_up, let_nobody_in
 from nann.service.grpc_api.health import HEALTH_SERVICE, HealthApi
 from nann.service.grpc_api.reflection import reflection_handler
 from nann.service.health import Health
@@ -33,6 +33,8 @@ _CONNECTION_AGE_MS = 30 * 60 * 1000
 # Calls above the limit that are still heard: health, reflection, and those that are told of the overload.
 # What comes above these gRPC refuses by itself, without a word of when to come back.
 _RESERVED_CALLS = 64
+# Connections that were made just before nobody is let in any more: time to hear what comes on them.
+_LAST_CALLS_S = 0.05
 
 
 class GrpcServer:
@@ -49,10 +51,18 @@ class GrpcServer:
 
     async def stop(self, grace_s: float | None) -> None:
         """Send the answers of what was accepted, for `grace_s` at most (None: do not wait), and close."""
-        if grace_s is not None and self._in_progress:
-            await asyncio.wait(self._in_progress, timeout=grace_s)
+        if grace_s is not None:
+            until_s = asyncio.get_running_loop().time() + grace_s
+            await self._finish(until_s)
+            let_nobody_in(self._port)
+            await asyncio.sleep(min(_LAST_CALLS_S, grace_s))
+            await self._finish(until_s)
         hang_up(self._port)
         await self._server.stop(None)
+
+    async def _finish(self, until_s: float) -> None:
+        if self._in_progress:
+            await asyncio.wait(self._in_progress, timeout=until_s - asyncio.get_running_loop().time())
 
 
 def create_server(

@@ -41,6 +41,9 @@ _PROGRAM: Final = "from nann.service.search_process.worker import main; main()"
 # processors out by session (sched_autogroup), priorities say nothing across two of them.
 _OWN_GROUP: Final[dict[str, Any]] = {"process_group": 0} if sys.version_info >= (3, 11) else {}
 _STDERR: Final = 2
+# A lane searches one batch and has the next one at hand: between two of them nothing has to come from the
+# server, whose interpreter may be busy with its event loop for milliseconds.
+_LANE_DEPTH: Final = 2
 _CLOSE_TIMEOUT_S: Final = 5.0
 
 log = get_logger(__name__)
@@ -87,11 +90,13 @@ class Starter:
 
 @dataclass(slots=True)
 class _Process:
-    """A search process that runs, or ran: one connection to open and close it, one for each lane."""
+    """A search process that runs, or ran: one connection to open and close it, `_LANE_DEPTH` a lane."""
 
     popen: subprocess.Popen[bytes]
     control: Connection
     lanes: list[Connection]
+    idle: list[SimpleQueue[Connection]]
+    """Of each lane, the connections on which nothing is asked."""
     compiled_before: int
     """Programs that the processes before it compiled."""
     n_compilations: int = 0
@@ -161,6 +166,10 @@ class ProcessLanes:
         return self._ask.lanes
 
     @property
+    def depth(self) -> int:
+        return _LANE_DEPTH
+
+    @property
     def n_compilations(self) -> int:
         process = self._process
         return process.compiled_before + process.n_compilations
@@ -178,7 +187,11 @@ class ProcessLanes:
         if probe is not silent:
             raise ValueError("the phases of a search are seen by the process that searches")
         process = self._running()
-        packed, launches, process.n_compilations = process.tell(process.lanes[lane], pack_batch(batch))
+        connection = process.idle[lane].get()
+        try:
+            packed, launches, process.n_compilations = process.tell(connection, pack_batch(batch))
+        finally:
+            process.idle[lane].put(connection)
         return unpack_answers(packed), launches
 
     def close(self) -> None:
@@ -207,7 +220,8 @@ class ProcessLanes:
             return self._process
 
     def _start(self, *, compiled_before: int = 0) -> tuple[_Process, Opened]:
-        pairs = [Pipe() for _ in range(1 + self._ask.lanes)]
+        n_lanes = self._ask.lanes
+        pairs = [Pipe() for _ in range(1 + n_lanes * _LANE_DEPTH)]
         theirs = [there for _, there in pairs]
         numbers = [connection.fileno() for connection in theirs]
         try:
@@ -218,7 +232,10 @@ class ProcessLanes:
             for connection in theirs:
                 connection.close()
         control, *lanes = (here for here, _ in pairs)
-        process = _Process(popen, control, lanes, compiled_before)
+        idle: list[SimpleQueue[Connection]] = [SimpleQueue() for _ in range(n_lanes)]
+        for number, connection in enumerate(lanes):
+            idle[number % n_lanes].put(connection)
+        process = _Process(popen, control, lanes, idle, compiled_before)
         try:
             opened = process.tell(control, self._ask)
         except BaseException:

@@ -39,18 +39,19 @@ _SWITCH_INTERVAL_S = 0.0005
 
 
 def main() -> None:
-    """Serve the connections whose file numbers are the arguments: one that controls, then the lanes'."""
+    """Serve the connections whose file numbers are the arguments: one that controls, then those of the lanes
+    in turn, as often for each lane as it may be asked at a time."""
     # The server is told to go, and closes the connections when nothing is searched any more.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    for told_to_go in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(told_to_go, signal.SIG_IGN)
     keep_large_blocks_apart()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     control, *lanes = (Connection(int(number)) for number in sys.argv[1:])
     worker = _Worker()
-    for lane, connection in enumerate(lanes):
-        search = partial(worker.search, lane)
+    for number, connection in enumerate(lanes):
+        search = partial(worker.search, number)
         threading.Thread(
-            target=_serve, args=(connection, search), name=f"nann-lane-{lane}", daemon=True
+            target=_serve, args=(connection, search), name=f"nann-lane-{number}", daemon=True
         ).start()
     _serve(control, worker.do)
     # A lane may be in native code: nobody waits for what it finds.
@@ -77,12 +78,15 @@ class _Worker:
         self._gives_way = False
         self._artifact: Artifact | None = None
         self._lanes: LocalLanes | None = None
+        self._turns: list[threading.Lock] = []
 
-    def search(self, lane: int, packed: Any) -> Any:
+    def search(self, number: int, packed: Any) -> Any:
         """The answers to one batch, the kernels launched, and the programs compiled so far."""
         assert self._lanes is not None and self._artifact is not None
+        lane = number % self._lanes.count
         batch = unpack_batch(packed, self._artifact.gate)
-        answers, launches = self._lanes.search(batch, lane, silent)
+        with self._turns[lane]:
+            answers, launches = self._lanes.search(batch, lane, silent)
         return pack_answers(answers), launches, self._lanes.n_compilations
 
     def do(self, asked: OpenLanes | None) -> Any:
@@ -116,6 +120,7 @@ class _Worker:
             precision=asked.precision,
         )
         self._lanes = LocalLanes(self._artifact, opened.pairs)
+        self._turns = [threading.Lock() for _ in range(self._lanes.count)]
         return Opened(self._lanes.takes_comm_seq)
 
     def _warm_up(self) -> tuple[bool, int]:

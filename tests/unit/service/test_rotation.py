@@ -71,11 +71,12 @@ def test_while_nothing_is_proven_traffic_may_try_any_lane() -> None:
     assert rotation.next_lane() is None
 
 
+@pytest.mark.parametrize("depth", [1, 3])
 @pytest.mark.parametrize("seed", range(20))
-def test_no_lane_is_ever_lost_or_given_out_twice(seed: int) -> None:
+def test_no_lane_is_ever_lost_or_given_out_too_often(seed: int, depth: int) -> None:
     rng = random.Random(seed)
     groups = tuple(rng.randrange(3) for _ in range(6))
-    rotation = Rotation(groups)
+    rotation = Rotation(groups, depth=depth)
     busy: list[int] = []
     for _ in range(500):
         if busy and rng.random() < 0.5:
@@ -85,10 +86,14 @@ def test_no_lane_is_ever_lost_or_given_out_twice(seed: int) -> None:
         lane = rng.choice(doubted) if doubted and rng.random() < 0.3 else rotation.next_lane()
         if lane is not None:
             assert lane not in busy
+        elif rotation.lanes_with_room():
+            lane = rng.choice(rotation.lanes_with_room())
+            assert 0 < busy.count(lane) < depth
+        if lane is not None:
             rotation.take(lane)
             busy.append(lane)
-        assert rotation.n_busy == len(busy)
-        assert rotation.n_proven or len(busy) == 6 or rotation.next_lane() is not None
+        assert rotation.n_busy == len(set(busy))
+        assert rotation.n_proven or len(set(busy)) == 6 or rotation.next_lane() is not None
     for lane in busy:
         rotation.give_back(lane, succeeded=True)
     assert sorted(taken(rotation) for _ in range(rotation.n_proven)) == sorted(
@@ -119,3 +124,20 @@ def test_the_only_lane_is_to_spare_while_it_is_free_and_proven() -> None:
     assert rotation.spare_lane() is None
     rotation.give_back(0, succeeded=False)
     assert rotation.spare_lane() is None
+
+
+def test_a_lane_takes_more_batches_than_one_only_while_it_searches_and_is_proven() -> None:
+    rotation = Rotation(["cuda:0", "cuda:0", "cuda:1"], depth=2)
+    assert rotation.lanes_with_room() == []
+    rotation.take(0)
+    rotation.take(1)
+    assert rotation.lanes_with_room() == [0, 1]
+    rotation.take(0)
+    assert (rotation.lanes_with_room(), rotation.n_busy, rotation.next_lane()) == ([1], 2, 2)
+    rotation.give_back(0, succeeded=True)
+    assert (rotation.lanes_with_room(), rotation.n_busy) == ([0, 1], 2), "it still has one"
+    rotation.give_back(0, succeeded=True)
+    assert (rotation.lanes_with_room(), rotation.n_busy) == ([1], 1)
+    rotation.take(0)
+    rotation.give_back(1, succeeded=False)
+    assert rotation.lanes_with_room() == [], "its device is in doubt"

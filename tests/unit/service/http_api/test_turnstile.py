@@ -1,0 +1,54 @@
+"""Who is let in while the event loop reads a crowd of requests, none of which is in a queue yet."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from nann.engine.errors import Overloaded
+from nann.service.http_api.turnstile import Turnstile
+from nann.service.metrics import Metrics
+
+
+class Service:
+    """Has room for `room` queries that nobody has put in a queue."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.asked: list[int] = []
+
+    def has_room(self, *, ahead: int) -> bool:
+        self.asked.append(ahead)
+        return ahead < self.room
+
+    def refuse_unread(self, *, searches: bool, ahead: int) -> None:
+        assert searches
+        if ahead >= self.room:
+            raise Overloaded("the queue is full")
+
+
+def statuses(turnstile: Turnstile, count: int, target: bytes = b"/retrieve") -> list[int | None]:
+    refusals = [turnstile.refusal(b"POST", target, []) for _ in range(count)]
+    return [None if refusal is None else refusal.status for refusal in refusals]
+
+
+def turnstile_of(service: Any) -> Turnstile:
+    return Turnstile(service, None, Metrics(), access_log=False)
+
+
+async def test_those_let_in_count_until_their_tasks_have_run() -> None:
+    service = Service(room=3)
+    turnstile = turnstile_of(service)
+    assert statuses(turnstile, 5) == [None, None, None, 429, 429]
+    assert service.asked == [0, 1, 2, 3, 3]
+    await asyncio.sleep(0)
+    assert statuses(turnstile, 1) == [None]
+    assert service.asked[-1] == 0
+
+
+async def test_other_routes_pass_and_do_not_count() -> None:
+    service = Service(room=1)
+    turnstile = turnstile_of(service)
+    assert statuses(turnstile, 3, b"/healthz") == [None] * 3
+    assert service.asked == []
+    assert statuses(turnstile, 2) == [None, 429]
