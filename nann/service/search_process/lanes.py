@@ -40,6 +40,12 @@ _PROGRAM: Final = "from nann.service.search_process.worker import main; main()"
 # A terminal's Ctrl-C is for the server, which drains first. Not a session of its own: where Linux shares
 # processors out by session (sched_autogroup), priorities say nothing across two of them.
 _OWN_GROUP: Final[dict[str, Any]] = {"process_group": 0} if sys.version_info >= (3, 11) else {}
+_ENVIRONMENT: Final = {
+    # Not the modules of the directory that the server happens to be started in.
+    "PYTHONSAFEPATH": "1",
+    # NumPy's threads for matrices, of which no search has any: they spin as they start.
+    "OPENBLAS_NUM_THREADS": "1",
+}
 _STDERR: Final = 2
 # A lane searches one batch and has the next one at hand: between two of them nothing has to come from the
 # server, whose interpreter may be busy with its event loop for milliseconds.
@@ -78,8 +84,7 @@ class Starter:
                     pass_fds=files,
                     stdin=subprocess.DEVNULL,
                     stdout=_STDERR,
-                    # Not the modules of the directory that the server happens to be started in.
-                    env={**os.environ, "PYTHONSAFEPATH": "1"},
+                    env={**os.environ, **_ENVIRONMENT},
                     **_OWN_GROUP,
                 )
             except OSError as error:
@@ -225,7 +230,9 @@ class ProcessLanes:
         theirs = [there for _, there in pairs]
         numbers = [connection.fileno() for connection in theirs]
         try:
-            popen = self._starter.start([sys.executable, "-c", _PROGRAM, *map(str, numbers)], numbers)
+            how = "gently" if self._ask.gives_way else "at once"
+            command = [sys.executable, "-c", _PROGRAM, how, self._ask.scorer, *map(str, numbers)]
+            popen = self._starter.start(command, numbers)
         except OSError as error:
             raise BackendError(f"the search process cannot be started: {error}") from error
         finally:

@@ -47,7 +47,7 @@ __all__ = [
 class OpenLanes:
     """What a search process is to open: the arguments of `devices.open_lanes` on the CPU.
 
-    `gives_way`: opening and warming up take only what searches leave.
+    `gives_way`: its start, opening and warming up take only what searches leave.
     """
 
     version_dir: Path

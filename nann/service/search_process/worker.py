@@ -10,24 +10,18 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, TypeVar
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from nann.engine.retrievers.retriever import silent
 from nann.service.allocator import keep_large_blocks_apart
-from nann.service.search_process.messages import (
-    Opened,
-    OpenLanes,
-    dump,
-    failure,
-    load,
-    pack_answers,
-    unpack_batch,
-)
 
+# All else is imported by `_import`, on a thread that gives way: it takes a second of a processor's time.
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     from nann.engine.artifacts import Artifact
     from nann.engine.lanes import LocalLanes
+    from nann.service.search_process.messages import Opened, OpenLanes
 
 __all__ = ["main"]
 
@@ -39,15 +33,23 @@ _SWITCH_INTERVAL_S = 0.0005
 
 
 def main() -> None:
-    """Serve the connections whose file numbers are the arguments: one that controls, then those of the lanes
-    in turn, as often for each lane as it may be asked at a time."""
+    """Serve connections: one that controls, then those of the lanes in turn, as often for each lane as it may
+    be asked at a time.
+
+    The arguments: how to open ("gently" or "at once"), which scorer to expect, and the connections' file
+    numbers.
+    """
     # The server is told to go, and closes the connections when nothing is searched any more.
     for told_to_go in (signal.SIGINT, signal.SIGTERM):
         signal.signal(told_to_go, signal.SIG_IGN)
     keep_large_blocks_apart()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    control, *lanes = (Connection(int(number)) for number in sys.argv[1:])
-    worker = _Worker()
+    how, scorer, *numbers = sys.argv[1:]
+    worker = _Worker(gives_way=how == "gently")
+    worker.gently(partial(_import, scorer))
+    from multiprocessing.connection import Connection
+
+    control, *lanes = (Connection(int(number)) for number in numbers)
     for number, connection in enumerate(lanes):
         search = partial(worker.search, number)
         threading.Thread(
@@ -60,6 +62,8 @@ def main() -> None:
 
 def _serve(connection: Connection, do: Callable[[Any], Any]) -> None:
     """Answer what one connection asks for until its other end is closed."""
+    from nann.service.search_process.messages import dump, failure, load
+
     while True:
         try:
             message = connection.recv_bytes()
@@ -74,14 +78,17 @@ def _serve(connection: Connection, do: Callable[[Any], Any]) -> None:
 
 
 class _Worker:
-    def __init__(self) -> None:
-        self._gives_way = False
+    def __init__(self, *, gives_way: bool) -> None:
+        self._gives_way = gives_way
         self._artifact: Artifact | None = None
         self._lanes: LocalLanes | None = None
         self._turns: list[threading.Lock] = []
 
     def search(self, number: int, packed: Any) -> Any:
         """The answers to one batch, the kernels launched, and the programs compiled so far."""
+        from nann.engine.retrievers.retriever import silent
+        from nann.service.search_process.messages import pack_answers, unpack_batch
+
         assert self._lanes is not None and self._artifact is not None
         lane = number % self._lanes.count
         batch = unpack_batch(packed, self._artifact.gate)
@@ -92,20 +99,19 @@ class _Worker:
     def do(self, asked: OpenLanes | None) -> Any:
         """Open what is asked for; asked for nothing, warm up what is open."""
         if asked is None:
-            return self._gently(self._warm_up)
-        self._gives_way = asked.gives_way
-        self._gently(partial(_import, asked))
+            return self.gently(self._warm_up)
         if asked.scorer == "pjrt":
             # Its pool of threads, which searches use, gets the priority of the thread that makes it.
             from nann.engine.scoring.pjrt_client import PjrtDevice
 
             PjrtDevice.cpu(threads=asked.intra_op_threads, options={})
-        return self._gently(partial(self._open, asked))
+        return self.gently(partial(self._open, asked))
 
     def _open(self, asked: OpenLanes) -> Opened:
         from nann.engine.artifacts import Artifact
         from nann.engine.devices import CPU, open_lanes
         from nann.engine.lanes import LocalLanes
+        from nann.service.search_process.messages import Opened
 
         # The server has verified it as thoroughly as it was told to.
         self._artifact = Artifact.open(asked.version_dir, verify="fast")
@@ -131,7 +137,7 @@ class _Worker:
         gc.freeze()
         return bit_equal, self._lanes.n_compilations
 
-    def _gently(self, work: Callable[[], T]) -> T:
+    def gently(self, work: Callable[[], T]) -> T:
         """Run `work` on a thread that gives way, if that was asked for: such a thread cannot go back."""
         if not self._gives_way:
             return work()
@@ -165,11 +171,22 @@ def _give_way() -> None:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
-def _import(asked: OpenLanes) -> None:
-    """What takes a second of a processor's time before anything is opened."""
-    import nann.engine.cpu.backend
+_COMMON: Final = (
+    "nann.engine.cpu.backend",
+    "nann.engine.devices",
+    "nann.engine.lanes",
+    "nann.service.search_process.messages",
+)
+_OF_SCORER: Final = {
+    "pjrt": ("jax", "nann.engine.scoring.pjrt_programs"),
+    "tensorflow": ("nann.engine.scoring.tensorflow_scorer",),
+}
 
-    if asked.scorer == "pjrt":
-        import nann.engine.scoring.pjrt_programs
-    else:
-        import nann.engine.scoring.tensorflow_scorer  # noqa: F401
+
+def _import(scorer: str) -> None:
+    """What takes a second of a processor's time before anything is opened."""
+    for module in _COMMON:
+        import_module(module)
+    with suppress(ImportError):  # what opens a version says it
+        for module in _OF_SCORER[scorer]:
+            import_module(module)
