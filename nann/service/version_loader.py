@@ -7,7 +7,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["LoadEngine", "VersionLoader", "engine_loader"]
 
 LoadEngine = Callable[[Path], "SearchEngine"]
+
+# Of the thread that loads: whether versions serve meanwhile.
+_beside_others: ContextVar[bool] = ContextVar("beside_others", default=False)
 # Half of the way to the lowest priority: a tenth of a processor that searches want, all of an idle one.
 _NICENESS: Final = 10
 
@@ -68,8 +72,7 @@ class VersionLoader:
         """
 
         def load() -> SearchEngine:
-            if beside_others:
-                _give_way()
+            _beside_others.set(beside_others)
             self._look_for_room(version_dir, refuse=beside_others)
             engine = self._load_engine(version_dir)
             with _closed_on_failure(engine):
@@ -134,15 +137,6 @@ def _give_way() -> None:
     """Lower the priority of this thread, and of those that it starts (Linux; elsewhere a thread has none)."""
     with suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-
-
-def _gives_way() -> bool:
-    """Whether this thread has lowered its priority."""
-    try:
-        own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-        return own > os.getpriority(os.PRIO_PROCESS, os.getpid())
-    except (OSError, AttributeError):
-        return False
 
 
 @contextmanager
@@ -227,7 +221,10 @@ def _open(version_dir: Path, settings: Settings, device: str, starter: Starter |
     if starter is not None and not device.startswith("cuda"):
         devices, reason = choose_devices(device, scorer=settings.scorer)
         if devices == (CPU,):
+            # The process gives way. What is left to do here keeps the interpreter, which somebody waits for.
             return _open_apart(version_dir, settings, reason, starter)
+    if _beside_others.get():
+        _give_way()
     limit = settings.device_memory_limit
     return SearchEngine.load(
         version_dir,
@@ -255,26 +252,31 @@ def _open_apart(version_dir: Path, settings: Settings, reason: str, starter: Sta
     from nann.service.search_process.lanes import ProcessLanes
     from nann.service.search_process.messages import OpenLanes
 
-    artifact = Artifact.open(version_dir, verify=settings.verify)
     max_batch = settings.max_batch_size or default_max_batch((CPU,))
-    scorer = choose_scorer(settings.scorer, (CPU,), artifact.manifest, max_batch)
+    scorer = choose_scorer(settings.scorer, (CPU,), read_manifest(version_dir), max_batch)
+    # It verifies the version, too: there the time of a processor that this takes is nobody else's.
     lanes = ProcessLanes(
         OpenLanes(
             version_dir=version_dir,
+            verify=settings.verify,
             scorer=scorer,
             lanes=settings.lanes,
             max_batch=max_batch,
             xla_cache_dir=_writable(settings.xla_cache_dir),
             intra_op_threads=settings.intra_op_threads or threads_per_lane(settings.lanes),
             precision=settings.score_precision,
-            gives_way=_gives_way(),
+            gives_way=_beside_others.get(),
         ),
         starter,
     )
-    return SearchEngine(
-        artifact,
-        lanes,
-        max_batch=max_batch,
-        max_k=settings.max_k,
-        placement=f"{reason}; scorer {scorer}, in a process of its own",
-    )
+    with ExitStack() as on_failure:
+        on_failure.callback(lanes.close)
+        engine = SearchEngine(
+            Artifact.open(version_dir, verify="fast"),
+            lanes,
+            max_batch=max_batch,
+            max_k=settings.max_k,
+            placement=f"{reason}; scorer {scorer}, in a process of its own",
+        )
+        on_failure.pop_all()
+    return engine

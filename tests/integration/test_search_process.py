@@ -37,6 +37,7 @@ _PATIENCE_S = 60.0
 def ask(tmp_path_factory: pytest.TempPathFactory) -> OpenLanes:
     return OpenLanes(
         version_dir=ARTIFACT,
+        verify="full",
         scorer="tensorflow",
         lanes=2,
         max_batch=MAX_BATCH,
@@ -185,7 +186,7 @@ import sys
 from pathlib import Path
 from nann.service.search_process.lanes import ProcessLanes, Starter
 from nann.service.search_process.messages import OpenLanes
-opened = OpenLanes(Path({str(ARTIFACT)!r}), "tensorflow", 1, 1, None, 1, "float32", False)
+opened = OpenLanes(Path({str(ARTIFACT)!r}), "full", "tensorflow", 1, 1, None, 1, "float32", False)
 lanes = ProcessLanes(opened, Starter())
 print(lanes.process.pid, flush=True)
 sys.stdin.read()

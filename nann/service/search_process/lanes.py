@@ -163,8 +163,8 @@ class ProcessLanes:
         self._n_starts = 0
         self._process, opened = self._start()
         self.takes_comm_seq = opened.takes_comm_seq
-        # Another one is needed at once, whoever waits for it.
-        self._ask = replace(ask, gives_way=False)
+        # Another one is needed at once, whoever waits for it, and the files have been verified.
+        self._ask = replace(ask, gives_way=False, verify="fast")
 
     @property
     def count(self) -> int:

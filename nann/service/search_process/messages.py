@@ -26,6 +26,7 @@ from nann.service.errors import InternalError
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int32
 
+    from nann.engine.artifacts import Verify
     from nann.engine.devices import Precision
 
 __all__ = [
@@ -45,12 +46,13 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class OpenLanes:
-    """What a search process is to open: the arguments of `devices.open_lanes` on the CPU.
+    """What a search process is to open: the arguments of `Artifact.open` and `devices.open_lanes` on the CPU.
 
     `gives_way`: its start, opening and warming up take only what searches leave.
     """
 
     version_dir: Path
+    verify: Verify
     scorer: Literal["tensorflow", "pjrt"]
     lanes: int
     max_batch: int

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from nann.service.allocator import keep_large_blocks_apart
@@ -28,6 +29,8 @@ __all__ = ["main"]
 T = TypeVar("T")
 
 _NICENESS = 10
+_TASKS: Final = Path("/proc/self/task")
+_XLA_OPERATIONS: Final = "tf_XLAEigen"
 # As in the server: a lane that comes back from native code waits for the other one so long at most.
 _SWITCH_INTERVAL_S = 0.0005
 
@@ -56,6 +59,10 @@ def main() -> None:
             target=_serve, args=(connection, search), name=f"nann-lane-{number}", daemon=True
         ).start()
     _serve(control, worker.do)
+    # Nobody waits for the memory either, which takes the system a while to take back.
+    for thread in _threads():
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, _NICENESS)
     # A lane may be in native code: nobody waits for what it finds.
     os._exit(0)
 
@@ -101,11 +108,22 @@ class _Worker:
         if asked is None:
             return self.gently(self._warm_up)
         if asked.scorer == "pjrt":
-            # Its pool of threads, which searches use, gets the priority of the thread that makes it.
-            from nann.engine.scoring.pjrt_client import PjrtDevice
-
-            PjrtDevice.cpu(threads=asked.intra_op_threads, options={})
+            self._make_client(asked.intra_op_threads)
         return self.gently(partial(self._open, asked))
+
+    def _make_client(self, threads: int) -> None:
+        """Make XLA's client, whose threads get the priority of the thread that makes it.
+
+        Those for operations are the searches'. The others compile, and load what has been compiled.
+        """
+        from nann.engine.scoring.pjrt_client import PjrtDevice
+
+        before = _threads()
+        PjrtDevice.cpu(threads=threads, options={})
+        if self._gives_way:
+            for thread in _threads() - before:
+                if _name(thread) != _XLA_OPERATIONS:
+                    _give_way(thread)
 
     def _open(self, asked: OpenLanes) -> Opened:
         from nann.engine.artifacts import Artifact
@@ -113,8 +131,7 @@ class _Worker:
         from nann.engine.lanes import LocalLanes
         from nann.service.search_process.messages import Opened
 
-        # The server has verified it as thoroughly as it was told to.
-        self._artifact = Artifact.open(asked.version_dir, verify="fast")
+        self._artifact = Artifact.open(asked.version_dir, verify=asked.verify)
         opened = open_lanes(
             self._artifact,
             (CPU,),
@@ -145,7 +162,7 @@ class _Worker:
         errors: list[BaseException] = []
 
         def run() -> None:
-            _give_way()
+            _give_way(threading.get_native_id())
             try:
                 results.append(work())
             except BaseException as error:
@@ -159,16 +176,27 @@ class _Worker:
         return results[0]
 
 
-def _give_way() -> None:
-    """Run only where a processor has nothing else to do (SCHED_IDLE; where there is none, at low priority).
+def _give_way(thread: int) -> None:
+    """Have a thread run only where a processor has nothing else to do (SCHED_IDLE, or else low priority).
 
-    Nobody waits for this thread: its interpreter is its own, which is why it may starve for a while.
+    Nobody waits for it: the interpreter is this process's own, which is why it may starve for a while.
     """
     with suppress(OSError, AttributeError):
         try:
-            os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
+            os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
         except (OSError, AttributeError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+            os.setpriority(os.PRIO_PROCESS, thread, _NICENESS)
+
+
+def _threads() -> set[int]:
+    """The numbers of this process's threads; none where Linux does not tell."""
+    return {int(task.name) for task in _TASKS.iterdir()} if _TASKS.is_dir() else set()
+
+
+def _name(thread: int) -> str:
+    with suppress(OSError):  # it has ended
+        return (_TASKS / str(thread) / "comm").read_text(encoding="utf-8", errors="replace").strip()
+    return ""
 
 
 _COMMON: Final = (

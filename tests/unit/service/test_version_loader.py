@@ -9,31 +9,91 @@ from typing import Any
 
 import pytest
 from fake_engine import FakeEngine
+from golden import GOLDEN
 from structlog.testing import capture_logs
 
 from nann.engine import devices as engine_devices
+from nann.engine.artifacts import Artifact
 from nann.engine.devices import Device, DeviceMemory
 from nann.engine.errors import ArtifactError, BackendError, Unsupported
 from nann.engine.search_engine import SearchEngine
 from nann.service import version_loader
+from nann.service.search_process import lanes
 from nann.service.search_process.lanes import Starter
+from nann.service.search_process.messages import OpenLanes
 from nann.service.settings import Settings
 from nann.service.version_loader import VersionLoader, _writable, engine_loader
 
 
+class NoLanes:
+    """Stands in for `ProcessLanes`: keeps what it is asked for, and searches nothing."""
+
+    count, depth, n_compilations, process, takes_comm_seq = 2, 2, 0, None, True
+
+    def __init__(self, seen: list[Any]) -> None:
+        self._seen = seen
+
+    def __call__(self, ask: OpenLanes, _starter: Starter) -> NoLanes:
+        self._seen.append((ask.gives_way, ask.verify, _priority()))
+        return self
+
+    def warm_up(self) -> bool:
+        raise BackendError("no lanes")
+
+    def close(self) -> None:
+        self._seen.append("closed")
+
+
+def _priority() -> int:
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
 @pytest.mark.parametrize("beside_others", [True, False])
-async def test_a_load_gives_way_to_searches(tmp_path: Path, beside_others: bool) -> None:
+async def test_a_load_gives_way_to_searches(
+    tmp_path: Path, beside_others: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[int] = []
 
-    def load(_path: Path) -> Any:
-        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-        return FakeEngine()
+    def load(_cls: Any, _version_dir: Path, **_options: Any) -> Any:
+        seen.append(_priority())
+        raise BackendError("seen")
 
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    await VersionLoader(Settings(repository=tmp_path), load).load(tmp_path, beside_others=beside_others)
+    monkeypatch.setattr(SearchEngine, "load", classmethod(load))
+    settings = Settings(repository=tmp_path, search_process=False, check_memory=False)
+    before = _priority()
+    with pytest.raises(BackendError, match="seen"):
+        await VersionLoader(settings).load(tmp_path, beside_others=beside_others)
     assert seen == [10 if beside_others else before]
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
+@pytest.mark.parametrize("beside_others", [True, False])
+async def test_a_search_process_gives_way_and_verifies_and_this_one_does_not_wait_with_its_interpreter(
+    tmp_path: Path, beside_others: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(lanes, "ProcessLanes", NoLanes(seen))
+    settings = Settings(repository=tmp_path, device="cpu", scorer="tensorflow", xla_cache_dir=tmp_path)
+    with pytest.raises(BackendError, match="no lanes"):
+        await VersionLoader(settings).load(GOLDEN / "artifact", beside_others=beside_others)
+    assert seen == [(beside_others, "full", _priority()), "closed"]
+
+
+async def test_lanes_are_closed_if_the_version_cannot_be_opened_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_cls: Any, directory: Path, *, verify: str) -> Any:
+        raise ArtifactError(str(directory), expected="a version", found=verify)
+
+    seen: list[Any] = []
+    monkeypatch.setattr(lanes, "ProcessLanes", NoLanes(seen))
+    monkeypatch.setattr(Artifact, "open", classmethod(broken))
+    settings = Settings(repository=tmp_path, device="cpu", scorer="tensorflow", xla_cache_dir=tmp_path)
+    with pytest.raises(ArtifactError, match="fast"):
+        await VersionLoader(settings).load(GOLDEN / "artifact", beside_others=False)
+    assert seen[1:] == ["closed"]
 
 
 async def test_a_version_without_a_manifest_is_left_to_the_load(tmp_path: Path) -> None:
