@@ -199,8 +199,8 @@ async def _all(coroutines: Iterator[Awaitable[None]]) -> None:
 
 @contextmanager
 def _no_collector() -> Iterator[None]:
-    """Keep Python's garbage collector away: it looks at all that was imported for 70 ms, and every request that
-    is under way would count them.
+    """Keep Python's garbage collector away: it looks at all that was imported, for 70 ms, and every request
+    under way would count them.
     """
     was_enabled = gc.isenabled()
     gc.disable()
