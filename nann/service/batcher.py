@@ -148,16 +148,16 @@ class Batcher(Generic[P, R]):
         """Lanes that search now."""
         return self._rotation.n_busy
 
-    def has_room(self, *, ahead: int = 0) -> bool:
+    def has_room(self, *, ahead: int = 0, unread_s: float = 0.0) -> bool:
         """Whether a query that comes alone would be let in now, if it is no more patient than others.
 
-        `ahead` queries have been let in before it that are not here yet.
+        `ahead` queries have been let in before it that are not here yet; it has waited for `unread_s`.
         """
-        return self._unread_refusal(ahead) is None
+        return self._unread_refusal(ahead, unread_s) is None
 
-    def refuse(self, *, ahead: int = 0) -> None:
+    def refuse(self, *, ahead: int = 0, unread_s: float = 0.0) -> None:
         """Raise the `Overloaded` of a query that nobody has read, and count it; not when there is room."""
-        refusal = self._unread_refusal(ahead)
+        refusal = self._unread_refusal(ahead, unread_s)
         if refusal is not None:
             reason, why = refusal
             raise self._refusal(reason, 1, self._overloaded(why))
@@ -276,7 +276,7 @@ class Batcher(Generic[P, R]):
             why = f"an answer takes about {answer_s * 1e3:.0f} ms, longer than the deadline allows"
             raise self._refusal("too_late", n, self._overloaded(why))
 
-    def _unread_refusal(self, ahead: int) -> tuple[RejectReason, str] | None:
+    def _unread_refusal(self, ahead: int, unread_s: float) -> tuple[RejectReason, str] | None:
         """Why a query that comes alone need not be read; None where it may be let in."""
         cost = self._queue.work / self.depth if self.depth else self._usual_cost
         ahead_cost = ahead * cost
@@ -284,8 +284,8 @@ class Batcher(Generic[P, R]):
         if refusal is not None:
             reason, why = refusal
             return reason, f"the queue is full: {why}"
-        if cost and (self.depth or ahead):  # else nobody has asked for anything yet
-            answer_s = self._expected_answer_s(cost, cost, bulk=False, ahead_cost=ahead_cost)
+        if cost and (self.depth or ahead or unread_s):  # else nobody has asked for anything yet
+            answer_s = unread_s + self._expected_answer_s(cost, cost, bulk=False, ahead_cost=ahead_cost)
             if answer_s >= _PATIENCE_SHARE * self._patience_s:
                 return "too_late", f"an answer takes about {answer_s * 1e3:.0f} ms"
         return None

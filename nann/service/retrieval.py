@@ -81,19 +81,23 @@ class RetrievalService:
 
     # Retrieval
 
-    def has_room(self, *, ahead: int = 0) -> bool:
+    def has_room(self, *, ahead: int = 0, unread_s: float = 0.0) -> bool:
         """False when a search would be refused whatever it says: no version that is served has room.
 
-        `ahead` searches have been let in before it that have not asked for theirs yet.
+        `ahead` searches have been let in before it that have not asked for theirs yet. For `unread_s` it may
+        have been waiting until somebody looked at it.
         """
         served = self._registry.all_served()
-        return not served or any(version.batcher.has_room(ahead=ahead) for version in served)
+        return not served or any(
+            version.batcher.has_room(ahead=ahead, unread_s=unread_s) for version in served
+        )
 
-    def refuse_unread(self, *, searches: bool, ahead: int = 0) -> None:
+    def refuse_unread(self, *, searches: bool, ahead: int = 0, unread_s: float = 0.0) -> None:
         """Raise what a new call would be told whatever it says, so that nobody need read it.
 
         A call that is not refused here may still be, for what it says. One that `searches` and would not
-        have come to wait (a history of unknown items) is refused with the others. `ahead` as in `has_room`.
+        have come to wait (a history of unknown items) is refused with the others. `ahead` and
+        `unread_s` as in `has_room`.
 
         Raises:
             NotReady: the server is going away.
@@ -101,8 +105,8 @@ class RetrievalService:
         """
         if self._health.state is HealthState.DRAINING:
             raise NotReady("the server is shutting down")
-        if searches and not self.has_room(ahead=ahead):
-            self._registry.all_served()[0].batcher.refuse(ahead=ahead)
+        if searches and not self.has_room(ahead=ahead, unread_s=unread_s):
+            self._registry.all_served()[0].batcher.refuse(ahead=ahead, unread_s=unread_s)
 
     async def retrieve(self, request: RetrieveRequest, *, deadline_s: float | None = None) -> RetrieveReply:
         """Answer one request, or raise the `RetrievalError` that says why not.

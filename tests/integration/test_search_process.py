@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,6 +20,7 @@ import httpx
 import numpy as np
 import pytest
 from golden import GOLDEN, load_engine, query_of
+from tiny_models import publish_programs
 
 from nann.cli.server_process import running_server
 from nann.engine.artifacts import Artifact
@@ -215,6 +218,38 @@ def test_what_opens_a_version_gives_way_and_what_searches_does_not(ask: OpenLane
             lanes.close()
     # TensorFlow's pool, which the thread that opens has made.
     assert idle["usual"] == 0 < idle["gentle"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="priorities of threads are Linux's")
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="the pinned JAX needs Python 3.11")
+def test_xla_compiles_where_processors_are_idle_and_searches_where_they_are_not(
+    ask: OpenLanes, starter: Starter, tmp_path: Path
+) -> None:
+    version = tmp_path / "version"
+    shutil.copytree(ARTIFACT, version)
+    publish_programs(version, max_batch=MAX_BATCH, max_rows=256)
+    opened = replace(ask, version_dir=version, scorer="pjrt", gives_way=True, xla_cache_dir=tmp_path / "xla")
+    lanes = ProcessLanes(opened, starter)
+    engine = SearchEngine(Artifact.open(version), lanes, max_batch=MAX_BATCH)
+    try:
+
+        def ticks() -> Counter[int]:
+            """Processor time of the process's threads, by their policy."""
+            found: Counter[int] = Counter()
+            for task in Path("/proc", str(lanes.process.pid), "task").iterdir():
+                fields = (task / "stat").read_text(encoding="ascii").rpartition(")")[2].split()
+                found[os.sched_getscheduler(int(task.name))] += int(fields[11]) + int(fields[12])
+            return found
+
+        lanes.warm_up()
+        opening = ticks()
+        assert opening[os.SCHED_IDLE] > 10 * opening[os.SCHED_OTHER], "imports, programs, compilation"
+        query = engine.check(_queries()[0])
+        while ticks()[os.SCHED_OTHER] < opening[os.SCHED_OTHER] + 20:
+            engine.search([query], 0)
+        assert ticks()[os.SCHED_IDLE] <= opening[os.SCHED_IDLE] + 1
+    finally:
+        engine.close()
 
 
 def test_a_server_recovers_and_says_how_often(tmp_path: Path) -> None:

@@ -106,8 +106,8 @@ class DrainResult:
         return (
             f"{self.terminations} terminations (capacity {self.capacity_qps:.0f} requests/s): "
             f"{self.in_flight:,} requests under way at the signal; of {self.accepted:,} accepted "
-            f"{self.lost} without their answer; {self.unheard:,} calls still waited unread in gRPC and "
-            f"ended `unavailable`; sent after the signal: {after}, {self.unclean} of them "
+            f"{self.lost} without their answer; {self.unheard:,} gRPC calls sent before it had not been "
+            f"taken up and ended `unavailable`; sent after the signal: {after}, {self.unclean} of them "
             f"unclean; exit code {codes} after at most {self.longest_s:.1f} s"
         )
 
@@ -187,7 +187,7 @@ def drain_once(
     unheard = sum(s.outcome.code == "unavailable" for s in grpc if s.sent_s < signal_s - _MARGIN_S)
     # One that the log calls answered is counted twice, which is no harm: none is the promise.
     early = [s.outcome.code for s in samples if s.sent_s < signal_s - _MARGIN_S]
-    lost += sum(code not in _ANSWERED for code in early) - unheard
+    lost += sum(code not in {*_ANSWERED, "not_ready"} for code in early) - unheard
     after = Counter(s.outcome.code for s in samples if s.sent_s > signal_s)
     return DrainResult(
         terminations=1,

@@ -61,6 +61,7 @@ class FreeEngine:
             "balanced": {"policy": "best_first", "ef": 300, "beam_width": 64}
         }
         self.n_lanes, self.max_batch, self.max_k = lanes, max_batch, 1000
+        self.lane_depth = 1
         self.lane_devices = ("cpu",) * lanes
         self.n_compilations = 0
         self.lane_process = None

@@ -43,6 +43,10 @@ class Turnstile:
         # Requests that were let in while the loop reads, whose tasks run when it has read all that came: in a
         # crowd they are hundreds, and none of them is in the queue yet.
         self._let_in = 0
+        # How long the loop read when it last did, and since when it reads now. What comes meanwhile waits as
+        # long: with thousands of connections for seconds, and everyone who is then let in is late.
+        self._last_reading_s = 0.0
+        self._reads_since_s: float | None = None
 
     def refusal(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> Refusal | None:
         """The answer to a request that is refused; None: it is to go on.
@@ -51,12 +55,13 @@ class Turnstile:
         """
         if (method, target) != _SEARCH:
             return None
-        if self._service.has_room(ahead=self._let_in):
-            if not self._let_in:
-                asyncio.get_running_loop().call_soon(self._forget)
+        start_s = time.perf_counter()
+        if self._reads_since_s is None:
+            self._reads_since_s = start_s
+            asyncio.get_running_loop().call_soon(self._has_read)
+        if self._service.has_room(ahead=self._let_in, unread_s=self._last_reading_s):
             self._let_in += 1
             return None
-        start_s = time.perf_counter()
         sent = {name: value.decode("latin-1") for name, value in headers}
         caller = None
         if self._access is not None:
@@ -67,7 +72,7 @@ class Turnstile:
             except RetrievalError:
                 return None
         try:
-            self._service.refuse_unread(searches=True, ahead=self._let_in)
+            self._service.refuse_unread(searches=True, ahead=self._let_in, unread_s=self._last_reading_s)
             return None
         except Overloaded as error:
             failure = error
@@ -85,6 +90,9 @@ class Turnstile:
         lines = [*response.raw_headers, (b"x-request-id", request_id.encode())]
         return Refusal(response.status_code, lines, bytes(response.body))
 
-    def _forget(self) -> None:
-        """The tasks of those that were let in run now, before anything else is read."""
+    def _has_read(self) -> None:
+        """The loop has read all that came. The tasks of those that were let in run now."""
+        assert self._reads_since_s is not None
+        self._last_reading_s = time.perf_counter() - self._reads_since_s
+        self._reads_since_s = None
         self._let_in = 0

@@ -29,6 +29,8 @@ __all__ = ["main"]
 T = TypeVar("T")
 
 _NICENESS = 10
+# The server's event loop goes first where both want a processor: it needs little, and everybody waits for it.
+_SEARCH_NICENESS = 12
 _TASKS: Final = Path("/proc/self/task")
 _XLA_OPERATIONS: Final = "tf_XLAEigen"
 # As in the server: a lane that comes back from native code waits for the other one so long at most.
@@ -46,6 +48,8 @@ def main() -> None:
     for told_to_go in (signal.SIGINT, signal.SIGTERM):
         signal.signal(told_to_go, signal.SIG_IGN)
     keep_large_blocks_apart()
+    with suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, 0, _SEARCH_NICENESS)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     how, scorer, *numbers = sys.argv[1:]
     worker = _Worker(gives_way=how == "gently")

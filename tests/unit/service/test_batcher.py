@@ -874,7 +874,7 @@ async def test_a_batch_at_hand_waits_on_the_lane_that_began_first() -> None:
     for name in "abcdefgh":
         world.submit(name)
     at_hand = [await world.search.next_call() for _ in range(2)]
-    assert [call.lane for call in at_hand] == [early.lane, late.lane]
+    assert {call.lane: "".join(names(call)) for call in at_hand} == {early.lane: "abcd", late.lane: "efgh"}
     for call in (early, late, *at_hand):
         call.finish()
     await world.batcher.close()
@@ -964,3 +964,23 @@ async def test_who_would_be_late_behind_what_the_lane_has_is_not_sent_there() ->
     first.finish()
     second.finish()
     await asyncio.gather(*others)
+
+
+async def test_who_has_waited_to_be_read_is_refused_earlier() -> None:
+    world = World(max_batch=1)
+    first = await world.occupy_lane()
+    world.time.advance(0.5)
+    first.finish()
+    await settle()
+    for _ in range(400):
+        hasty = world.submit("hasty", deadline_s=world.time.now_s + 4.0)
+        call = await world.search.next_call()
+        world.time.advance(0.5)
+        call.finish()
+        await hasty
+    # Half of a batch on average and its own take 0.75 s; half of the patience is 2 s.
+    assert world.batcher.has_room(unread_s=1.2)
+    assert not world.batcher.has_room(unread_s=1.3)
+    with pytest.raises(Overloaded, match="an answer takes about"):
+        world.batcher.refuse(unread_s=1.3)
+    world.batcher.refuse(unread_s=1.2)

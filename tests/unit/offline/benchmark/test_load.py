@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import selectors
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import TypeVar
 
 import numpy as np
@@ -192,3 +194,22 @@ def test_a_bug_in_a_target_is_raised() -> None:
 def test_impossible_loads_are_refused(fields: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"must be positive|either"):
         Load(**fields)  # type: ignore[arg-type]
+
+
+def test_no_garbage_is_collected_while_any_loop_runs() -> None:
+    seen: list[bool] = []
+
+    async def send(_number: int) -> Outcome:
+        seen.append(gc.isenabled())
+        await asyncio.sleep(0.1)
+        return Outcome()
+
+    async def two_loops() -> None:
+        target = SimpleNamespace(send=send)
+        loads = [Load(in_flight=1, warm_up_s=0.0, duration_s=seconds) for seconds in (1.0, 3.0)]
+        await asyncio.gather(*(closed_loop(target, load, clock=now_s) for load in loads))
+
+    simulate(two_loops)
+    assert len(seen) > 30
+    assert not any(seen)
+    assert gc.isenabled()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from nann.engine.errors import Overloaded
+from nann.service.http_api import turnstile as turnstile_module
 from nann.service.http_api.turnstile import Turnstile
 from nann.service.metrics import Metrics
 
@@ -16,13 +19,16 @@ class Service:
     def __init__(self, room: int) -> None:
         self.room = room
         self.asked: list[int] = []
+        self.unread_s: list[float] = []
 
-    def has_room(self, *, ahead: int) -> bool:
+    def has_room(self, *, ahead: int, unread_s: float) -> bool:
         self.asked.append(ahead)
+        self.unread_s.append(unread_s)
         return ahead < self.room
 
-    def refuse_unread(self, *, searches: bool, ahead: int) -> None:
+    def refuse_unread(self, *, searches: bool, ahead: int, unread_s: float) -> None:
         assert searches
+        assert unread_s == self.unread_s[-1]
         if ahead >= self.room:
             raise Overloaded("the queue is full")
 
@@ -52,3 +58,19 @@ async def test_other_routes_pass_and_do_not_count() -> None:
     assert statuses(turnstile, 3, b"/healthz") == [None] * 3
     assert service.asked == []
     assert statuses(turnstile, 2) == [None, 429]
+
+
+async def test_who_comes_has_waited_as_long_as_the_loop_read_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(turnstile_module.time, "perf_counter", lambda: now_s)
+    service = Service(room=10)
+    turnstile = turnstile_of(service)
+    statuses(turnstile, 1)
+    now_s = 0.75
+    statuses(turnstile, 1)
+    await asyncio.sleep(0)
+    now_s = 5.0  # nothing came for a while
+    statuses(turnstile, 2)
+    await asyncio.sleep(0)
+    statuses(turnstile, 1)
+    assert service.unread_s == [0.0, 0.0, 0.75, 0.75, 0.0]
