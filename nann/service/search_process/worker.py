@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 _NICENESS = 10
 # The server's event loop goes first where both want a processor: it needs little, and everybody waits for it.
-_SEARCH_NICENESS = 12
+_SEARCH_NICENESS = 5
 _TASKS: Final = Path("/proc/self/task")
 _XLA_OPERATIONS: Final = "tf_XLAEigen"
 # As in the server: a lane that comes back from native code waits for the other one so long at most.
