@@ -487,12 +487,13 @@ def test_bit_equality_needs_no_flag_of_the_process_and_no_tensorflow(tmp_path) -
 
     def run(options: dict) -> dict:
         done = subprocess.run(
-            [sys.executable, "-c", _PROGRAM, str(tmp_path / "1"), json.dumps(options)],
+            [sys.executable, "-X", "faulthandler", "-c", _PROGRAM, str(tmp_path / "1"), json.dumps(options)],
             capture_output=True,
             text=True,
-            check=True,
+            check=False,
             env=environment,
         )
+        assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
         return json.loads(done.stdout)
 
     assert run({}) == {"bit_equal": True, "backends": [], "heavy": []}
