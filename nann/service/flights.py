@@ -61,5 +61,5 @@ class Flights(Generic[P, R]):
         if flight is None or flight.begun_s is None:
             return 0.0
         cost = flight.batch[0].cost
-        all_s = sum(rate.time_of_batch(flight.work, cost) for flight in self._of[lane])
+        all_s = sum(rate.time_of_batch(each.work, cost) for each in self._of[lane])
         return max(0.0, flight.begun_s + all_s - now_s)

@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -27,6 +27,7 @@ from nann.service.settings import Settings
 
 if TYPE_CHECKING:
     from nann.engine.search_engine import SearchEngine
+    from nann.service.search_process.lanes import ProcessLanes
 
 __all__ = ["LoadEngine", "VersionLoader", "engine_loader"]
 
@@ -140,12 +141,12 @@ def _give_way() -> None:
 
 
 @contextmanager
-def _closed_on_failure(engine: SearchEngine) -> Iterator[None]:
-    """Close `engine` if the block fails: it may have a process, which should not wait for a collector."""
+def _closed_on_failure(opened: SearchEngine | ProcessLanes) -> Iterator[None]:
+    """Close what is open if the block fails: it may have a process, which should not wait for a collector."""
     try:
         yield
     except BaseException:
-        engine.close()
+        opened.close()
         raise
 
 
@@ -269,14 +270,11 @@ def _open_apart(version_dir: Path, settings: Settings, reason: str, starter: Sta
         ),
         starter,
     )
-    with ExitStack() as on_failure:
-        on_failure.callback(lanes.close)
-        engine = SearchEngine(
+    with _closed_on_failure(lanes):
+        return SearchEngine(
             Artifact.open(version_dir, verify="fast"),
             lanes,
             max_batch=max_batch,
             max_k=settings.max_k,
             placement=f"{reason}; scorer {scorer}, in a process of its own",
         )
-        on_failure.pop_all()
-    return engine

@@ -39,8 +39,7 @@ _GRACE_S: float = Settings.model_fields["drain_grace_s"].default
 _MARGIN_S = 0.25
 # So soon before the signal comes a burst, so that many wait for a lane when it comes.
 _BURST_LEAD_S = 0.5
-# A full queue is a refusal as clean as any.
-# `refused_stream`: by HTTP/2 itself, because too many calls were open on the connection.
+# A full queue is a refusal as clean as any, HTTP/2's own (`refused_stream`: too many calls were open) too.
 _ANSWERED = {OK, "overloaded", "resource_exhausted", "refused_stream"}
 # The server's word; a closed door; a kept-alive connection that was closed before the server read from it.
 _CLEAN = {*_ANSWERED, "not_ready", "unavailable", "connection_failed"}
@@ -64,7 +63,7 @@ class DrainResult:
     `accepted` requests have a line of an answer in the server's log; `lost` ones have one and their caller
     no answer, or were sent well before the signal and got neither answer nor refusal. `unheard` were sent
     then over gRPC, which had not handed them over when the server went: its log has no line of them, and
-    they ended `unavailable`. `unclean` are ends of later requests that are neither answer nor refusal.
+    they ended `unavailable`. `unclean` are ends of any request that are neither answer nor refusal.
     """
 
     terminations: int = 0
@@ -107,7 +106,7 @@ class DrainResult:
             f"{self.terminations} terminations (capacity {self.capacity_qps:.0f} requests/s): "
             f"{self.in_flight:,} requests under way at the signal; of {self.accepted:,} accepted "
             f"{self.lost} without their answer; {self.unheard:,} gRPC calls sent before it had not been "
-            f"taken up and ended `unavailable`; sent after the signal: {after}, {self.unclean} of them "
+            f"taken up and ended `unavailable`; sent after the signal: {after}; in all {self.unclean} ends "
             f"unclean; exit code {codes} after at most {self.longest_s:.1f} s"
         )
 

@@ -33,6 +33,16 @@ _NICENESS = 10
 _SEARCH_NICENESS = 5
 _TASKS: Final = Path("/proc/self/task")
 _XLA_OPERATIONS: Final = "tf_XLAEigen"
+_COMMON: Final = (
+    "nann.engine.cpu.backend",
+    "nann.engine.devices",
+    "nann.engine.lanes",
+    "nann.service.search_process.messages",
+)
+_OF_SCORER: Final = {
+    "pjrt": ("jax", "nann.engine.scoring.pjrt_programs"),
+    "tensorflow": ("nann.engine.scoring.tensorflow_scorer",),
+}
 # As in the server: a lane that comes back from native code waits for the other one so long at most.
 _SWITCH_INTERVAL_S = 0.0005
 
@@ -201,18 +211,6 @@ def _name(thread: int) -> str:
     with suppress(OSError):  # it has ended
         return (_TASKS / str(thread) / "comm").read_text(encoding="utf-8", errors="replace").strip()
     return ""
-
-
-_COMMON: Final = (
-    "nann.engine.cpu.backend",
-    "nann.engine.devices",
-    "nann.engine.lanes",
-    "nann.service.search_process.messages",
-)
-_OF_SCORER: Final = {
-    "pjrt": ("jax", "nann.engine.scoring.pjrt_programs"),
-    "tensorflow": ("nann.engine.scoring.tensorflow_scorer",),
-}
 
 
 def _import(scorer: str) -> None:
