@@ -30,8 +30,8 @@ COMPARE = $(BIN)/nann compare --work build/bench --data $(DATA) --docs docs/benc
 bench: setup rivals ## every contender on the synthetic catalogue and MovieLens-1M (30 minutes); writes docs/benchmarks.md
 	$(COMPARE) --corpus synthetic --corpus ml-1m --timed-points 0 $(ARGS)
 
-bench-full: setup rivals ## the same, and Brunch (hours)
-	$(COMPARE) --corpus synthetic --corpus ml-1m --corpus brunch-small --corpus brunch --rounds 5 $(ARGS)
+bench-full: setup rivals ## the same, Brunch, and 1.3 million synthetic items (hours)
+	$(COMPARE) --corpus synthetic --corpus ml-1m --corpus brunch-small --corpus brunch-small-fgsm --corpus brunch --corpus synthetic-1.3m --rounds 5 $(ARGS)
 
 rivals:
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[rivals]' --constraint constraints.txt

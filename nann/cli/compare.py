@@ -50,7 +50,7 @@ def compare_command(
     """Compare this engine, NANN's search and the usual indexes on the same model, corpus and users.
 
     What was counted is kept in --work and not counted again. The corpora that are made here: synthetic,
-    ml-1m, brunch-small, brunch-small-fgsm, brunch.
+    ml-1m, brunch-small, brunch-small-fgsm, brunch, synthetic-1.3m.
     """
     from nann.offline.benchmark.compare.contender import Skipped
     from nann.offline.benchmark.compare.corpus import CorpusOptions

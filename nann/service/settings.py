@@ -132,6 +132,11 @@ class Settings(BaseSettings):
         description="On a CPU, search in a process of its own, so that requests and searches do not wait for "
         "one Python interpreter. On a GPU searches stay in the server's process.",
     )
+    search_timeout_s: float = Field(
+        default=120.0,
+        ge=0,
+        description="A search process that keeps a batch for longer is ended and started anew; 0 never.",
+    )
     lanes: int = Field(
         default=2,
         ge=1,

@@ -269,6 +269,7 @@ def _open_apart(version_dir: Path, settings: Settings, reason: str, starter: Sta
             gives_way=_beside_others.get(),
         ),
         starter,
+        search_timeout_s=settings.search_timeout_s or None,
     )
     with _closed_on_failure(lanes):
         return SearchEngine(

@@ -25,6 +25,7 @@ from tiny_models import publish_programs
 from nann.cli.server_process import running_server
 from nann.engine.artifacts import Artifact
 from nann.engine.errors import ArtifactError, BackendError, Unsupported
+from nann.engine.retrievers.retriever import silent
 from nann.engine.search_engine import SearchEngine
 from nann.engine.types import Query, SearchParams
 from nann.service.errors import InternalError
@@ -181,6 +182,29 @@ def test_a_process_that_dies_fails_one_search_and_is_started_again(ask: OpenLane
         engine.search([engine.check(query)], 0)
     assert _is_gone(lanes.process.pid)
     assert lanes.process.n_starts == 2, "nobody starts it again once it is closed"
+
+
+@pytest.mark.parametrize("n_queries", [1, 20_000], ids=["while it searches", "while it is asked"])
+def test_a_process_that_hangs_is_ended_and_started_again(
+    ask: OpenLanes, starter: Starter, n_queries: int
+) -> None:
+    """As one that a debugger, or the system, has stopped."""
+    lanes = ProcessLanes(ask, starter, search_timeout_s=3.0)
+    engine = _engine(lanes)
+    try:
+        query = engine.check(_queries()[0])
+        lanes.warm_up()
+        before = engine.search([query], 0)
+        hung = lanes.process.pid
+        os.kill(hung, signal.SIGSTOP)
+        with pytest.raises(BackendError, match="did not answer in time"):
+            lanes.search([query] * n_queries, 0, silent)
+        assert _is_gone(hung)
+        assert engine.search([query], 0) == before
+        assert engine.search([query], 1) == before
+        assert lanes.process.n_starts == 2
+    finally:
+        engine.close()
 
 
 def test_it_does_not_outlive_a_server_that_is_killed(ask: OpenLanes) -> None:

@@ -35,6 +35,8 @@ _CONNECTION_AGE_MS = 30 * 60 * 1000
 _RESERVED_CALLS = 64
 # Connections that were made just before nobody is let in any more: time to hear what comes on them.
 _LAST_CALLS_S = 0.05
+_HANG_UPS = 4
+_HANG_UP_PAUSE_S = 0.01
 
 
 class GrpcServer:
@@ -57,6 +59,10 @@ class GrpcServer:
             let_nobody_in(self._port)
             await asyncio.sleep(min(_LAST_CALLS_S, grace_s))
             await self._finish(until_s)
+            # What the system had let in before, and gRPC takes up only now: hung up on like the others.
+            for _ in range(_HANG_UPS - 1):
+                hang_up(self._port)
+                await asyncio.sleep(min(_HANG_UP_PAUSE_S, grace_s))
         hang_up(self._port)
         await self._server.stop(None)
 

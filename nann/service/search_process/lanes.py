@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -111,11 +113,15 @@ class _Process:
 
         Raises:
             RetrievalError, ValueError: what it raised.
-            BackendError: it has ended.
+            BackendError: it has ended, or was, because it took longer than `connection` waits.
         """
         try:
             connection.send_bytes(dump(what))
             succeeded, answer = load(connection.recv_bytes())
+        except BlockingIOError as error:
+            self.popen.kill()
+            self.popen.wait()
+            raise BackendError("the search process did not answer in time, and was ended") from error
         except (EOFError, OSError) as error:
             self.popen.wait()  # its connections close as it ends
             raise BackendError(f"the search process ended with {_words(self.popen.returncode)}") from error
@@ -150,14 +156,18 @@ class ProcessLanes:
     are in doubt, so that this is a probe and not somebody's query.
     """
 
-    def __init__(self, ask: OpenLanes, starter: Starter) -> None:
+    def __init__(self, ask: OpenLanes, starter: Starter, *, search_timeout_s: float | None = None) -> None:
         """Start the process and open the version in it.
+
+        One that keeps a batch for more than `search_timeout_s` (None: as long as it likes) is ended, with
+        all that it searches: a lane that hangs would else be lost for good, and nobody would hear of it.
 
         Raises:
             ArtifactError, BackendError, Unsupported: as `devices.open_lanes`.
         """
         self._ask = ask
         self._starter = starter
+        self._search_timeout_s = search_timeout_s
         self._changing = threading.Lock()
         self._closed = False
         self._n_starts = 0
@@ -241,6 +251,8 @@ class ProcessLanes:
         control, *lanes = (here for here, _ in pairs)
         idle: list[SimpleQueue[Connection]] = [SimpleQueue() for _ in range(n_lanes)]
         for number, connection in enumerate(lanes):
+            if self._search_timeout_s is not None:
+                _set_timeout(connection, self._search_timeout_s)
             idle[number % n_lanes].put(connection)
         process = _Process(popen, control, lanes, idle, compiled_before)
         try:
@@ -250,6 +262,15 @@ class ProcessLanes:
             raise
         self._n_starts += 1
         return process, opened
+
+
+def _set_timeout(connection: Connection, timeout_s: float) -> None:
+    """Have what waits longer for the other end raise BlockingIOError, at no cost to what does not."""
+    whole_s, rest_s = divmod(timeout_s, 1)
+    timeval = struct.pack("@ll", int(whole_s), int(rest_s * 1e6))
+    with socket.socket(fileno=os.dup(connection.fileno())) as ours:
+        for direction in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            ours.setsockopt(socket.SOL_SOCKET, direction, timeval)
 
 
 def _words(returncode: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,7 +40,10 @@ def test_what_was_measured_before_stays_on_the_page(tmp_path: Path) -> None:
     assert _earlier(tmp_path, [{"name": "a", "measured": "now"}]) == [{"name": "b", "measured": "before"}]
 
 
-def test_the_synthetic_catalogue_needs_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.clicks is None])
+def test_a_synthetic_catalogue_needs_no_data(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: dict[str, Any] = {}
 
     class Made:
@@ -50,11 +54,21 @@ def test_the_synthetic_catalogue_needs_no_data(tmp_path: Path, monkeypatch: pyte
         return Made()
 
     monkeypatch.setattr(recipes, "run_pipeline", pipeline)
-    monkeypatch.setattr(recipes, "_synthetic", lambda directory, progress: directory / "UserBehavior.csv")
-    found = made_run("synthetic", tmp_path / "none", tmp_path / "w" / "run", Progress(silent=True))
+    made: dict[str, int] = {}
+
+    def generate(path: Path, **sizes: int) -> Any:
+        path.parent.mkdir(parents=True)
+        path.touch()
+        made.update(sizes)
+        return SimpleNamespace(path=path)
+
+    monkeypatch.setattr("nann.offline.data.synthetic.generate_user_behavior", generate)
+    found = made_run(name, tmp_path / "none", tmp_path / "w" / "run", Progress(silent=True))
     assert found == Made.version_dir
     assert asked["clicks"] == tmp_path / "w" / "catalogue" / "UserBehavior.csv"
-    assert asked["options"].train == RECIPES["synthetic"].training
+    assert asked["clicks"].is_file()
+    assert made == RECIPES[name].catalogue
+    assert asked["options"].train == RECIPES[name].training
 
 
 def test_every_other_recipe_names_its_clicks(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class NoLanes:
     def __init__(self, seen: list[Any]) -> None:
         self._seen = seen
 
-    def __call__(self, ask: OpenLanes, _starter: Starter) -> NoLanes:
+    def __call__(self, ask: OpenLanes, _starter: Starter, **_options: Any) -> NoLanes:
         self._seen.append((ask.gives_way, ask.verify, _priority()))
         return self
 

@@ -6,7 +6,7 @@ The trainings are those of docs/results.md; a run is made once, by the pipeline,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ _EVALUATION = {"n_tune": 50, "n_report": 50, "baselines": False}
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """`clicks` is a path below the data directory, None for the synthetic catalogue."""
+    """`clicks` is a path below the data directory, None for made-up ones of the sizes `catalogue`."""
 
     clicks: str | None
     training: Mapping[str, Any]
+    catalogue: Mapping[str, int] = field(default_factory=dict)
 
 
 RECIPES: Mapping[str, Recipe] = {
@@ -47,6 +48,12 @@ RECIPES: Mapping[str, Recipe] = {
         "brunch/UserBehavior-brunch-small.csv.zst", {**_BRUNCH, "eval_every": 1000, "adv_eps": 3e-4}
     ),
     "brunch": Recipe("brunch/UserBehavior-brunch.csv.zst", _BRUNCH),
+    # As many items a category as in `synthetic`, and 1.3 million that were clicked.
+    "synthetic-1.3m": Recipe(
+        None,
+        {"batch_size": 256, "max_steps": 1500, "eval_every": 1500, "eval_users": 300},
+        {"num_items": 1_350_000, "num_categories": 18_000, "num_users": 300_000},
+    ),
 }
 
 
@@ -58,7 +65,7 @@ def made_run(name: str, data_dir: Path, run_dir: Path, progress: Progress) -> Pa
     """
     recipe = RECIPES[name]
     if recipe.clicks is None:
-        clicks = _synthetic(run_dir.parent / "catalogue", progress)
+        clicks = _synthetic(run_dir.parent / "catalogue", recipe.catalogue, progress)
     else:
         clicks = data_dir / recipe.clicks
         if not clicks.exists():
@@ -67,12 +74,12 @@ def made_run(name: str, data_dir: Path, run_dir: Path, progress: Progress) -> Pa
     return run_pipeline(clicks, run_dir, options=options, progress=progress).version_dir
 
 
-def _synthetic(directory: Path, progress: Progress) -> Path:
+def _synthetic(directory: Path, sizes: Mapping[str, int], progress: Progress) -> Path:
     from nann.offline.data.synthetic import generate_user_behavior
 
     path = directory / "UserBehavior.csv"
     if not path.is_file():
         # The log appears under its name last, so that an interrupted run does not leave half of one.
         with progress.stage("make a synthetic catalogue"):
-            generate_user_behavior(directory / "UserBehavior.partial.csv").path.rename(path)
+            generate_user_behavior(directory / "UserBehavior.partial.csv", **sizes).path.rename(path)
     return path

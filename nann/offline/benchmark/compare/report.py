@@ -18,9 +18,10 @@ _FRAME = """\
 
 Every way to retrieve the same 200 items, side by side: the same trained model, corpus and users, in one run
 on one machine. `make bench` writes this page anew over the synthetic catalogue and MovieLens-1M (30 minutes
-on two cores, with the training), `make bench-full` with Brunch beside them; `nann compare` is the command
-behind both. What it measured before in the same work directory stays on the page, with the machine and the
-commit it was measured on. Figures, sweeps and per-setting intervals are in `report.json` in that directory.
+on two cores, with the training), `make bench-full` with Brunch and 1.3 million synthetic items beside them;
+`nann compare` is the command behind both. What it measured before in the same work directory stays on the
+page, with the machine and the commit it was measured on. Figures, sweeps and per-setting intervals are in
+`report.json` in that directory.
 
 ## Rules
 
