@@ -91,15 +91,17 @@ def attention(num_items: int, *, sizes: Sizes | None = None, seed: int = 0) -> T
             rows = rng.normal(0, 1, (num_items + 1, sizes.input_dim)).astype(np.float32)
             rows[0] = 0
             self.table = tf.Variable(rows, trainable=False)
-            self.key, self.key_bias = weight(sizes.input_dim, sizes.query), weight(sizes.input_dim, 1)
+            # Keys, their bias and padding: a product with one column would depend on the size of the batch.
+            self.key = weight(sizes.input_dim, sizes.query + 16)
             self.value = weight(sizes.input_dim, first)
             self.query, self.item = weight(sizes.input_dim, sizes.query), weight(sizes.input_dim, first)
             self.tail_1, self.tail_2 = weight(first, second), weight(second, 1)
 
         def _encode(self, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+            keys = tf.linalg.matrix_transpose(tf.tensordot(inputs, self.key, 1))
             return {
-                "user_keys": tf.linalg.matrix_transpose(tf.tensordot(inputs, self.key, 1)),
-                "user_key_bias": tf.linalg.matrix_transpose(tf.tensordot(inputs, self.key_bias, 1)),
+                "user_keys": keys[:, : sizes.query],
+                "user_key_bias": keys[:, sizes.query : sizes.query + 1],
                 "user_values": tf.tensordot(inputs, self.value, 1),
             }
 

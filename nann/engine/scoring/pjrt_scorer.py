@@ -20,7 +20,12 @@ from nann.engine.scoring.buckets import BucketGrid, Shape
 from nann.engine.scoring.pjrt_client import PjrtDevice, Program
 from nann.engine.scoring.pjrt_programs import PjrtPrograms
 from nann.engine.scoring.programs import ENCODE_COMM_SEQ, ENCODE_HISTORY, SCORE, SCORE_CROSSED
-from nann.engine.scoring.shape_probe import scores_by_shape
+from nann.engine.scoring.shape_probe import (
+    made_up_comm_seqs,
+    made_up_histories,
+    scores_by_shape,
+    users_by_shape,
+)
 
 if TYPE_CHECKING:
     import jax
@@ -137,14 +142,8 @@ class PjrtScorer:
             for made in pool.map(lambda key: programs.compile(*key)[1], programs.all_programs()):
                 self._n_compilations += made
         interface = programs.interface
-        if interface.comm_seq_width is not None:
-            for batch in programs.batches:
-                self.encode_comm_seq(np.zeros((batch, interface.comm_seq_width), dtype=np.float32))
-        # Histories as they come: of a user without any, all attention is alike however it was rounded.
-        rng = np.random.default_rng(1)
-        for batch in programs.batches:
-            shape = (batch, interface.history_length)
-            users = self.encode_history(rng.integers(0, max(interface.num_items, 1), shape, dtype=np.int32))
+        histories = made_up_histories(interface.num_items, interface.history_length)
+        users = self.encode_history(histories[: programs.batches[-1]])
 
         def host_scores(
             shape: Shape, tile_query: np.ndarray | None, items: Mapping[str, np.ndarray]
@@ -164,6 +163,12 @@ class PjrtScorer:
         code = tuple(self._program(*key).key for key in programs.all_programs())
         agreed = _BIT_EQUAL.get(code)
         found = scores_by_shape(host_scores, self.grid, interface.item_tensors, all_shapes=agreed is None)
+        if agreed is not None:
+            return agreed
+        found &= users_by_shape(self.encode_history, histories, programs.batches)
+        if interface.comm_seq_width is not None:
+            comm_seqs = made_up_comm_seqs(interface.comm_seq_width)
+            found &= users_by_shape(self.encode_comm_seq, comm_seqs, programs.batches)
         return _BIT_EQUAL.setdefault(code, found)
 
     def _program(self, function: str, sizes: tuple[int, ...]) -> Program:

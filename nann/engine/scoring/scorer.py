@@ -54,7 +54,7 @@ class Scorer(Protocol):
         ...
 
     def warm_up(self) -> bool:
-        """Compile and run every shape once; whether a pair scored the same bits in all of them.
+        """Compile and run every shape; whether users and pairs got the same bits in all of them.
 
         Raises:
             BackendError: a program failed, or gave a non-finite score.

@@ -1,9 +1,9 @@
-"""Whether a pair's score depends on the compiled shape it is computed in."""
+"""Whether a user's tensors, and a pair's score, depend on the compiled shape they are computed in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,13 +11,49 @@ from nann.engine.errors import BackendError
 from nann.engine.scoring.buckets import BucketGrid, Shape
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32
+    from jaxtyping import Float32, Int32, Shaped
 
-__all__ = ["scores_by_shape"]
+__all__ = ["made_up_comm_seqs", "made_up_histories", "scores_by_shape", "users_by_shape"]
 
 # Made-up items scored in every shape; a kernel that rounds differently changes 40 % of scores and more,
 # so 32 do not all agree by chance. No shape has fewer rows.
 _PROBE_ITEMS = 32
+# Made-up users encoded in batches of every size. An encoder that rounded differently has been seen to change
+# one user in twelve, those with the fullest histories.
+_PROBE_USERS = 64
+
+
+def made_up_histories(num_items: int, length: int) -> Int32[np.ndarray, "users length"]:
+    """Full ones: of a user without any, all attention is alike however it was rounded."""
+    items = np.random.default_rng(1).integers(0, max(num_items, 1), (_PROBE_USERS, length))
+    return items.astype(np.int32)
+
+
+def made_up_comm_seqs(width: int) -> Float32[np.ndarray, "users width"]:
+    """The same, embedded already."""
+    return np.random.default_rng(1).standard_normal((_PROBE_USERS, width), dtype=np.float32)
+
+
+def users_by_shape(
+    encode: Callable[[np.ndarray], Sequence[Any]],
+    rows: Shaped[np.ndarray, "users width"],
+    sizes: Sequence[int],
+) -> bool:
+    """Encode `rows` in batches of each size; whether every user got the same bits in all of them.
+
+    ``encode(rows)`` gives arrays whose leading rows are those users'.
+    """
+    seen: list[np.ndarray] = []
+    bit_equal = True
+    for size in sizes:
+        parts = []
+        for start in range(0, len(rows), size):
+            users = rows[start : start + size]
+            parts.append([np.asarray(tensor)[: len(users)] for tensor in encode(users)])
+        tensors = [np.concatenate(tensor) for tensor in zip(*parts, strict=True)]
+        seen = seen or tensors
+        bit_equal = bit_equal and all(map(np.array_equal, tensors, seen))
+    return bit_equal
 
 
 def scores_by_shape(

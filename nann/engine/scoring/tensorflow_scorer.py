@@ -16,7 +16,12 @@ from nann.engine.artifacts import Manifest
 from nann.engine.backend import Tiles
 from nann.engine.errors import ArtifactError, BackendError, Unsupported
 from nann.engine.scoring.buckets import BucketGrid, Shape
-from nann.engine.scoring.shape_probe import scores_by_shape
+from nann.engine.scoring.shape_probe import (
+    made_up_comm_seqs,
+    made_up_histories,
+    scores_by_shape,
+    users_by_shape,
+)
 from nann.engine.scoring.tensorflow_memory import HostMemory, Memory
 from nann.engine.scoring.tensorflow_sharing import program_of
 
@@ -164,18 +169,13 @@ class TensorFlowScorer:
         return self._score(*users, tile_query, *tensors)
 
     def warm_up(self) -> bool:
-        length, width = (
-            self._manifest.history_length,
-            self._manifest.history_length * self._manifest.input_dim,
-        )
-        users = None
-        # Histories as they come: of a user without any, all attention is alike however it was rounded.
-        rng = np.random.default_rng(1)
-        for batch in self._batches():
-            if self._encode_comm_seq is not None:
-                self.encode_comm_seq(np.zeros((batch, width), dtype=np.float32))
-            history = rng.integers(0, max(self._manifest.num_items, 1), (batch, length), dtype=np.int32)
-            users = self.encode_history(history)
+        manifest, sizes = self._manifest, self._batches()
+        histories = made_up_histories(manifest.num_items, manifest.history_length)
+        bit_equal = users_by_shape(self.encode_history, histories, sizes)
+        if self.takes_comm_seq:
+            comm_seqs = made_up_comm_seqs(manifest.history_length * manifest.input_dim)
+            bit_equal &= users_by_shape(self.encode_comm_seq, comm_seqs, sizes)
+        users = self.encode_history(histories[: sizes[-1]])
 
         def scores(
             shape: Shape, tile_query: np.ndarray | None, items: Mapping[str, np.ndarray]
@@ -183,8 +183,8 @@ class TensorFlowScorer:
             with self._memory.scope(), _errors_of(self._tf):
                 return self._scores(users, Tiles(shape, tile_query, items)).numpy()  # type: ignore[no-any-return]
 
-        tensors = {name: (spec.shape, spec.dtype) for name, spec in self._manifest.item_tensors.items()}
-        return scores_by_shape(scores, self._grid, tensors)
+        tensors = {name: (spec.shape, spec.dtype) for name, spec in manifest.item_tensors.items()}
+        return bit_equal & scores_by_shape(scores, self._grid, tensors)
 
     def _batches(self) -> list[int]:
         """Powers of two up to the largest batch: the users of one call of an encoder, padded up."""

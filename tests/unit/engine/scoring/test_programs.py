@@ -18,7 +18,7 @@ from nann.engine.scoring.programs import (
     read_weights,
     write_program_file,
 )
-from nann.engine.scoring.shape_probe import scores_by_shape
+from nann.engine.scoring.shape_probe import made_up_histories, scores_by_shape, users_by_shape
 
 ITEMS = {"item_vector": ((3,), "float16")}
 
@@ -115,6 +115,28 @@ def test_one_score_that_differs_in_one_shape_is_noticed(crossed: bool) -> None:
         return scores
 
     assert not scores_by_shape(score, BucketGrid(max_batch=2, max_rows=128, crossed_rows=64), ITEMS)
+
+
+@pytest.mark.parametrize(("wrong", "alike"), [(None, True), ((4, 0), False), ((4, 1), False)])
+def test_one_user_who_differs_in_one_size_of_batch_is_noticed(
+    wrong: tuple[int, int] | None, alike: bool
+) -> None:
+    histories = made_up_histories(100, 8)
+    assert histories.min() >= 0
+
+    def encode(rows: np.ndarray) -> list[np.ndarray]:
+        """Two tensors a user, the rows of others behind them; one bit of the last user is `wrong`."""
+        size = 4 if len(rows) > 2 else len(rows)
+        tensors = [np.full((5, 8), np.nan, dtype=np.float32), np.zeros((5, 1), dtype=np.float32)]
+        tensors[0][: len(rows)] = rows
+        tensors[1][: len(rows)] = rows.sum(1, keepdims=True)
+        if wrong is not None and wrong[0] == size and (rows[-1] == histories[-1]).all():
+            one = tensors[wrong[1]]
+            one[len(rows) - 1, 0] = np.nextafter(one[len(rows) - 1, 0], np.float32(np.inf))
+        return tensors
+
+    assert users_by_shape(encode, histories, [1, 2, 4]) == alike
+    assert users_by_shape(encode, histories[:-1], [1, 2, 4]), "the last batch is not full"
 
 
 def test_a_score_that_is_not_finite_is_an_error() -> None:
