@@ -135,6 +135,7 @@ class Metrics:
             LATENCY_BUCKETS_S,
             *("api", "method", "model"),
         )
+        self._request_series: dict[tuple[str, ...], tuple[Counter, Histogram]] = {}
         self._queue_wait = histogram(
             "nann_queue_wait_seconds", "Time a query waited for a lane.", LATENCY_BUCKETS_S
         )
@@ -217,9 +218,13 @@ class Metrics:
 
         `model` is what the request named (None: nothing); `code` is ``"ok"`` or `ErrorRow.code`.
         """
-        label = self.model_label(model)
-        self._requests.labels(api, method, label, code).inc()
-        self._request_duration.labels(api, method, label).observe(duration_s)
+        key = (api, method, self.model_label(model), code)
+        series = self._request_series.get(key)
+        if series is None:  # looking them up by their labels costs more than counting
+            count, duration = self._requests.labels(*key), self._request_duration.labels(*key[:3])
+            series = self._request_series[key] = (count, duration)
+        series[0].inc()
+        series[1].observe(duration_s)
 
     def model_label(self, model: str | None) -> str:
         """`model` if it is served; the only served one for None; else ``unknown``."""

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nann.engine.errors import BackendError, InvalidQuery, NotReady, RetrievalError, Unavailable
@@ -105,8 +105,9 @@ class RetrievalService:
         """
         if self._health.state is HealthState.DRAINING:
             raise NotReady("the server is shutting down")
-        if searches and not self.has_room(ahead=ahead, unread_s=unread_s):
-            self._registry.all_served()[0].batcher.refuse(ahead=ahead, unread_s=unread_s)
+        served = self._registry.all_served() if searches else ()
+        if served and not any(other.batcher.has_room(ahead=ahead, unread_s=unread_s) for other in served[1:]):
+            served[0].batcher.refuse(ahead=ahead, unread_s=unread_s)
 
     async def retrieve(self, request: RetrieveRequest, *, deadline_s: float | None = None) -> RetrieveReply:
         """Answer one request, or raise the `RetrievalError` that says why not.
@@ -233,9 +234,8 @@ class RetrievalService:
         self._shadow.consider(asked.served, asked.query, asked.prepared, hits)
         if (span := current_request()) is not None:
             _trace(span, asked, answer)
-        explain = {**hits.explain, "batch_size": answer.batch_size, "dispatched_by": answer.reason}
         return RetrieveReply(
-            replace(hits, explain=explain),
+            hits,
             asked.served.name,
             asked.served.version,
             {
@@ -244,6 +244,7 @@ class RetrievalService:
                 "total": (self._clock() - asked.arrival_s) * 1e3,
             },
             (*hits.notes, *asked.notes),
+            {"batch_size": answer.batch_size, "dispatched_by": answer.reason},
         )
 
     def _deadline_s(self, request: RetrieveRequest, arrival_s: float, deadline_s: float | None) -> float:

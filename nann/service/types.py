@@ -54,7 +54,7 @@ class RetrieveRequest:
 
     Exactly one of `user_id`, `history` (item ids, oldest first) and `comm_seq` (flat, float) is
     given. None everywhere means "the caller said nothing". `params` override `profile`.
-    `explain` asks the transport to show ``hits.explain``.
+    `explain` asks the transport to show how the answer was found.
     """
 
     user_id: UserId | None = None
@@ -81,7 +81,8 @@ class RetrieveReply:
     """The engine's answer, who gave it, and where its time went.
 
     `timings_ms`: ``queue`` (waiting for a lane), ``search`` (on the lane, with its batch-mates) and
-    ``total`` (inside the service). `notes` holds the engine's notes and the service's own.
+    ``total`` (inside the service). `notes` holds the engine's notes and the service's own; `explain` is what
+    the service has to say beside ``hits.explain``.
     """
 
     hits: Hits
@@ -89,6 +90,7 @@ class RetrieveReply:
     version: int
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
+    explain: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -19,6 +19,7 @@ __all__ = [
     "RETRIEVE",
     "Exchange",
     "RawTarget",
+    "batch_failures",
     "batch_message",
     "grpc_exchange",
     "query_fields",
@@ -89,13 +90,29 @@ async def grpc_exchange(url: str, method: str = RETRIEVE, *, timeout_s: float) -
         yield exchange
 
 
-class RawTarget:
-    """A target whose answers nobody reads; a failure ends the measurement."""
+def batch_failures(answer: bytes) -> int:
+    """How many queries of a batch call have an error in place of an answer."""
+    return sum(one.HasField("error") for one in pb.BatchRetrieveResponse.FromString(answer).results)
 
-    def __init__(self, exchange: Exchange, requests: Sequence[bytes]) -> None:
+
+class RawTarget:
+    """A target whose answers nobody reads but to see that they are some; a failure ends the measurement.
+
+    `failures` counts, in an answer, the queries that have none.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        requests: Sequence[bytes],
+        failures: Callable[[bytes], int] = lambda _answer: 0,
+    ) -> None:
         self._exchange = exchange
         self._requests = requests
+        self._failures = failures
 
     async def send(self, i: int) -> Outcome:
-        await self._exchange(self._requests[i % len(self._requests)])
+        n = self._failures(await self._exchange(self._requests[i % len(self._requests)]))
+        if n:
+            raise RuntimeError(f"{n} queries of a batch were refused or failed")
         return Outcome()

@@ -26,6 +26,7 @@ from nann.cli.reliability.process import BusyClock
 from nann.cli.reliability.raw import (
     BATCH_RETRIEVE,
     RawTarget,
+    batch_failures,
     batch_message,
     grpc_exchange,
     query_fields,
@@ -58,6 +59,8 @@ _IN_FLIGHT = 64
 _BATCH: int = Settings.model_fields["max_queries_per_call"].default
 # Batch calls may fill half of the queue, which is 256 by default.
 _BATCHES_IN_FLIGHT = 2
+# Dear searches would be refused, of which there are never more than the queue has places.
+_NEVER_FULL = ("--queue-work-limit", str(10**12))
 _WARM_UP_S = 1.0
 _LEAST_SHARE = 0.9
 
@@ -149,7 +152,7 @@ def measure_throughput(
     version_dir = find_version(repository, model)
     settings = load_settings(repository=repository, **lanes_settings(lanes))
     users = sample_users(version_dir, limit=_USERS, seed=seed)
-    named = [*([] if model is None else ["--model", model]), *lanes_flags(lanes)]
+    named = [*([] if model is None else ["--model", model]), *lanes_flags(lanes), *_NEVER_FULL]
     with tempfile.TemporaryDirectory(prefix="nann-reliability-") as place, Progress() as progress:
         with progress.stage("load and compile"):
             # In this process: nothing of the service stands between it and its lanes.
@@ -247,8 +250,12 @@ async def _loads(
     return {
         "REST": (RawTarget(rest, bodies), _IN_FLIGHT, 1),
         "gRPC": (RawTarget(grpc, messages), _IN_FLIGHT, 1),
-        "BatchRetrieve": (RawTarget(batched, batch_messages), _BATCHES_IN_FLIGHT, _BATCH),
-        "REST batch": (RawTarget(rest_batched, batch_bodies), _BATCHES_IN_FLIGHT, _BATCH),
+        "BatchRetrieve": (RawTarget(batched, batch_messages, batch_failures), _BATCHES_IN_FLIGHT, _BATCH),
+        "REST batch": (
+            RawTarget(rest_batched, batch_bodies, lambda answer: answer.count(b'"error":')),
+            _BATCHES_IN_FLIGHT,
+            _BATCH,
+        ),
     }
 
 

@@ -24,8 +24,9 @@ from nann.service.tracing import Tracing
 from nann.service.wire.checks import bounded_message
 from nann.service.wire.rest_json import MalformedJson, body_of_error, load_json
 
-__all__ = ["Call", "Routes", "described", "error_response", "json_response"]
+__all__ = ["JSON", "Call", "Routes", "described", "error_parts", "error_response", "json_response"]
 
+JSON: Final = "application/json"
 # nginx's word for "the client went away"; nobody reads it.
 _CLIENT_CLOSED: Final = 499
 
@@ -155,17 +156,23 @@ class Routes:
 def json_response(body: Any, status: int = 200) -> Response:
     """`body` as JSON; NumPy scalars in it are numbers."""
     content = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
-    return Response(content, status, media_type="application/json")
+    return Response(content, status, media_type=JSON)
 
 
 def error_response(error: BaseException, request_id: str) -> Response:
     """The native error body with its status, and Retry-After where waiting helps."""
-    row, message = described(error)
-    response = json_response(body_of_error(row.code, message, request_id), row.http_status)
-    retry_after_s = retry_after_seconds(error)
+    status, body, retry_after_s = error_parts(error, request_id)
+    response = Response(body, status, media_type=JSON)
     if retry_after_s is not None:
         response.headers["retry-after"] = str(retry_after_s)
     return response
+
+
+def error_parts(error: BaseException, request_id: str) -> tuple[int, bytes, int | None]:
+    """What an `error_response` is made of: status, body, seconds of Retry-After."""
+    row, message = described(error)
+    body = orjson.dumps(body_of_error(row.code, message, request_id))
+    return row.http_status, body, retry_after_seconds(error)
 
 
 def described(error: BaseException) -> tuple[ErrorRow, str]:

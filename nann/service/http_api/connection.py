@@ -120,10 +120,10 @@ class _Connection(HttpToolsProtocol):
 
     @override
     def data_received(self, data: bytes) -> None:
-        if self._reading is None:
-            self._reading = self._later(self._too_slow)
         self._chunk_ended_a_request = False
         super().data_received(data)
+        if self._reading is None and not self._chunk_ended_a_request:
+            self._reading = self._later(self._too_slow)
         # The parser itself keeps a header until it is complete, so nobody else sees it grow.
         if self._in_head and not self._chunk_ended_a_request:
             self._unfinished_head_bytes += len(data)

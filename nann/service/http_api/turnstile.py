@@ -14,7 +14,7 @@ from typing import Final
 from nann.engine.errors import Overloaded, RetrievalError
 from nann.service.access import Access, Role, bearer_key
 from nann.service.errors import error_row
-from nann.service.http_api.call import error_response
+from nann.service.http_api.call import JSON, error_parts
 from nann.service.http_api.connection import Refusal
 from nann.service.logs import caller_context, get_logger, request_context
 from nann.service.metrics import Metrics
@@ -59,36 +59,43 @@ class Turnstile:
         if self._reads_since_s is None:
             self._reads_since_s = start_s
             asyncio.get_running_loop().call_soon(self._has_read)
-        if self._service.has_room(ahead=self._let_in, unread_s=self._last_reading_s):
-            self._let_in += 1
-            return None
-        sent = {name: value.decode("latin-1") for name, value in headers}
-        caller = None
-        if self._access is not None:
+        ahead, unread_s = self._let_in, self._last_reading_s
+        caller = ""
+        if self._access is not None and not self._service.has_room(ahead=ahead, unread_s=unread_s):
+            key = bearer_key(_sent(headers, b"authorization"), _sent(headers, b"x-api-key"))
             try:
-                caller = self._access.allow(
-                    bearer_key(sent.get(b"authorization"), sent.get(b"x-api-key")), Role.READ
-                )
+                caller = self._access.allow(key, Role.READ)
             except RetrievalError:
                 return None
         try:
-            self._service.refuse_unread(searches=True, ahead=self._let_in, unread_s=self._last_reading_s)
-            return None
+            self._service.refuse_unread(searches=True, ahead=ahead, unread_s=unread_s)
         except Overloaded as error:
-            failure = error
+            return self._refusal_of(error, caller, headers, start_s)
         except RetrievalError:
             return None
-        request_id = request_id_of(sent.get(b"x-request-id"))
-        response = error_response(failure, request_id)
-        code, duration_s = error_row(failure).code, time.perf_counter() - start_s
+        self._let_in += 1
+        return None
+
+    def _refusal_of(
+        self, error: Overloaded, caller: str, headers: Sequence[tuple[bytes, bytes]], start_s: float
+    ) -> Refusal:
+        request_id = request_id_of(_sent(headers, b"x-request-id"))
+        status, body, retry_after_s = error_parts(error, request_id)
+        code, duration_s = error_row(error).code, time.perf_counter() - start_s
         self._metrics.observe_request(
             api="rest", method=_METHOD, model=None, code=code, duration_s=duration_s
         )
         if self._access_log:
-            with request_context(request_id, sent.get(b"traceparent")), caller_context(caller or ""):
+            with request_context(request_id, _sent(headers, b"traceparent")), caller_context(caller):
                 log.info("request", api="rest", method=_METHOD, code=code, duration_ms=duration_s * 1e3)
-        lines = [*response.raw_headers, (b"x-request-id", request_id.encode())]
-        return Refusal(response.status_code, lines, bytes(response.body))
+        # By hand: the framework's response object costs more than all else that happens to a refusal here.
+        lines = [
+            (b"content-length", b"%d" % len(body)),
+            (b"content-type", JSON.encode()),
+            (b"retry-after", b"%d" % (retry_after_s or 1)),
+            (b"x-request-id", request_id.encode()),
+        ]
+        return Refusal(status, lines, body)
 
     def _has_read(self) -> None:
         """The loop has read all that came. The tasks of those that were let in run now."""
@@ -96,3 +103,9 @@ class Turnstile:
         self._last_reading_s = time.perf_counter() - self._reads_since_s
         self._reads_since_s = None
         self._let_in = 0
+
+
+def _sent(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str | None:
+    """The value of a header, of several the last."""
+    values = [value for own, value in headers if own == name]
+    return values[-1].decode("latin-1") if values else None

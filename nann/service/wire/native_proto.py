@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -100,7 +100,7 @@ def response_of_reply(
     for note in reply.notes:
         response.notes.add(code=note.code, message=note.message, count=note.count)
     if explain:
-        _write_mapping({"steps": hits.steps, **hits.explain}, response.explain)
+        _write_mapping({"steps": hits.steps, **hits.explain, **reply.explain}, response.explain)
     return response
 
 
@@ -145,15 +145,15 @@ def _no_id(name: str) -> str:
     return f"{name}: an id needs either number or text"
 
 
-def ids_of_proto(messages: Iterable[pb.Id], name: str) -> list[ItemId]:
+def ids_of_proto(messages: Sequence[pb.Id], name: str) -> list[ItemId]:
     """The ids of a repeated field; raises InvalidQuery that names the position of an empty one."""
-    ids: list[ItemId] = []
-    for position, message in enumerate(messages):
-        kind = message.WhichOneof("id")
-        if kind is None:
-            raise InvalidQuery(_no_id(f"{name}[{position}]"))
-        ids.append(getattr(message, kind))
-    return ids
+    kinds = [message.WhichOneof("id") for message in messages]
+    if None in kinds:
+        raise InvalidQuery(_no_id(f"{name}[{kinds.index(None)}]"))
+    return [
+        message.number if kind == "number" else message.text
+        for message, kind in zip(messages, kinds, strict=True)
+    ]
 
 
 def _write_id(value: ItemId, message: pb.Id) -> None:

@@ -242,7 +242,7 @@ def body_of_reply(reply: RetrieveReply, *, explain: bool = False) -> dict[str, A
         "notes": [{"code": note.code, "message": note.message, "count": note.count} for note in reply.notes],
     }
     if explain:
-        body["explain"] = {"steps": hits.steps, **hits.explain}
+        body["explain"] = {"steps": hits.steps, **hits.explain, **reply.explain}
     return body
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from nann.engine.errors import Overloaded
 from nann.service.http_api import turnstile as turnstile_module
+from nann.service.http_api.call import error_response
 from nann.service.http_api.turnstile import Turnstile
 from nann.service.metrics import Metrics
 
@@ -21,16 +22,12 @@ class Service:
         self.asked: list[int] = []
         self.unread_s: list[float] = []
 
-    def has_room(self, *, ahead: int, unread_s: float) -> bool:
-        self.asked.append(ahead)
-        self.unread_s.append(unread_s)
-        return ahead < self.room
-
     def refuse_unread(self, *, searches: bool, ahead: int, unread_s: float) -> None:
         assert searches
-        assert unread_s == self.unread_s[-1]
+        self.asked.append(ahead)
+        self.unread_s.append(unread_s)
         if ahead >= self.room:
-            raise Overloaded("the queue is full")
+            raise Overloaded("the queue is full", retry_after_s=2.2)
 
 
 def statuses(turnstile: Turnstile, count: int, target: bytes = b"/retrieve") -> list[int | None]:
@@ -50,6 +47,14 @@ async def test_those_let_in_count_until_their_tasks_have_run() -> None:
     await asyncio.sleep(0)
     assert statuses(turnstile, 1) == [None]
     assert service.asked[-1] == 0
+
+
+async def test_a_refusal_is_that_of_the_framework() -> None:
+    refusal = turnstile_of(Service(room=0)).refusal(b"POST", b"/retrieve", [(b"x-request-id", b"r-1")])
+    assert refusal is not None
+    usual = error_response(Overloaded("the queue is full", retry_after_s=2.2), "r-1")
+    assert sorted(refusal.headers) == sorted([*usual.raw_headers, (b"x-request-id", b"r-1")])
+    assert (refusal.status, refusal.body) == (usual.status_code, usual.body)
 
 
 async def test_other_routes_pass_and_do_not_count() -> None:

@@ -129,6 +129,7 @@ REPLY = RetrieveReply(
     version=3,
     timings_ms={"queue": 0.5},
     notes=(Note("unknown_history_items", "skipped", 2),),
+    explain={"batch_size": 7},
 )
 # Where each field of the reply's values comes out: a path in the JSON body and in the message.
 REPLY_PATHS = {
@@ -137,6 +138,7 @@ REPLY_PATHS = {
     "RetrieveReply.version": "version",
     "RetrieveReply.timings_ms": "timings_ms",
     "RetrieveReply.notes": "notes",
+    "RetrieveReply.explain": "explain",
     "Hits.item_ids": "items.item_id",
     "Hits.scores": "items.score",
     "Hits.n_scored": "n_scored",
@@ -168,7 +170,7 @@ def test_every_reply_field_comes_out() -> None:
         "n_scored": 100,
         "timings_ms": {"queue": 0.5},
         "notes": [{"code": "unknown_history_items", "message": "skipped", "count": 2}],
-        "explain": {"steps": 4, "policy": "level"},
+        "explain": {"steps": 4, "policy": "level", "batch_size": 7},
     }
     assert proto_as_json(native_proto.response_of_reply(REPLY, explain=True)) == body
 
