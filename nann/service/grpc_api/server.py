@@ -11,7 +11,7 @@ from nann.service.access import Access
 from nann.service.grpc_api import native, tensorflow_serving
 from nann.service.grpc_api.access import AccessInterceptor
 from nann.service.grpc_api.call import CallLimit, Methods
-from nann.service.grpc_api.hang_up import hang_up, let_nobody_in
+from nann.service.grpc_api.hang_up import hang_up
 from nann.service.grpc_api.health import HEALTH_SERVICE, HealthApi
 from nann.service.grpc_api.reflection import reflection_handler
 from nann.service.health import Health
@@ -33,10 +33,9 @@ _CONNECTION_AGE_MS = 30 * 60 * 1000
 # Calls above the limit that are still heard: health, reflection, and those that are told of the overload.
 # What comes above these gRPC refuses by itself, without a word of when to come back.
 _RESERVED_CALLS = 64
-# Connections that were made just before nobody is let in any more: time to hear what comes on them.
-_LAST_CALLS_S = 0.05
-_HANG_UPS = 4
-_HANG_UP_PAUSE_S = 0.01
+# Calls that have come and that nobody has looked at. Above this, gRPC ends some of them with CANCELLED, which
+# does not say that a caller may try again; by default it begins at 1,000, fewer than one connection may have.
+_MOST_UNREAD_CALLS = 16_384
 
 
 class GrpcServer:
@@ -56,13 +55,6 @@ class GrpcServer:
         if grace_s is not None:
             until_s = asyncio.get_running_loop().time() + grace_s
             await self._finish(until_s)
-            let_nobody_in(self._port)
-            await asyncio.sleep(min(_LAST_CALLS_S, grace_s))
-            await self._finish(until_s)
-            # What the system had let in before, and gRPC takes up only now: hung up on like the others.
-            for _ in range(_HANG_UPS - 1):
-                hang_up(self._port)
-                await asyncio.sleep(min(_HANG_UP_PAUSE_S, grace_s))
         hang_up(self._port)
         await self._server.stop(None)
 
@@ -122,6 +114,8 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.absolute_max_metadata_size", settings.max_header_bytes),
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ("grpc.max_concurrent_streams", settings.grpc_calls_limit + _RESERVED_CALLS),
+        ("grpc.server.max_pending_requests", _MOST_UNREAD_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * _MOST_UNREAD_CALLS),
         ("grpc.server_handshake_timeout_ms", round(settings.client_timeout_s * 1e3)),
         ("grpc.max_connection_age_ms", _CONNECTION_AGE_MS),
         ("grpc.max_connection_age_grace_ms", round(settings.client_timeout_s * 1e3)),
