@@ -18,6 +18,7 @@ import structlog
 
 __all__ = [
     "bind_caller",
+    "bind_request",
     "caller_context",
     "configure_logging",
     "get_logger",
@@ -95,11 +96,20 @@ def new_request_id() -> str:
 @contextmanager
 def request_context(request_id: str, traceparent: str | None = None) -> Iterator[None]:
     """Put `request_id` on every log line written inside the block, and the ids of the caller's trace."""
+    with structlog.contextvars.bound_contextvars(**_ids(request_id, traceparent)):
+        yield
+
+
+def bind_request(request_id: str, traceparent: str | None = None) -> None:
+    """The same for the rest of this task."""
+    structlog.contextvars.bind_contextvars(**_ids(request_id, traceparent))
+
+
+def _ids(request_id: str, traceparent: str | None) -> dict[str, str]:
     ids = {"request_id": request_id}
     if traceparent is not None and (trace := _TRACEPARENT.fullmatch(traceparent)):
         ids |= {"trace_id": trace[1], "parent_id": trace[2]}
-    with structlog.contextvars.bound_contextvars(**ids):
-        yield
+    return ids
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,20 @@ async def test_calls_far_above_the_limit_are_refused_by_grpc_as_overload_too(wor
         watch.cancel()
     for channel in watchers:
         await channel.close()
+
+
+async def test_a_call_that_nobody_reads_for_a_while_is_not_cancelled(tmp_path: Path) -> None:
+    """As in an overload, or when the event loop stands still; CANCELLED would not say: try again."""
+    n_calls = 1500  # by default gRPC begins to end them above 1,000
+    async with Transports(tmp_path, FakeEngine(), max_grpc_calls=2 * n_calls).open() as world:
+        with grpc.insecure_channel(f"127.0.0.1:{world.grpc_port}") as channel:
+            ready = grpc.channel_ready_future(channel)
+            await asyncio.to_thread(ready.result, PATIENCE_S)
+            ask = channel.unary_unary(RETRIEVE)
+            calls = [ask.future(b"no message", timeout=PATIENCE_S) for _ in range(n_calls)]
+            time.sleep(1.0)  # noqa: ASYNC251  # nobody reads
+            codes = await asyncio.to_thread(lambda: {call.code() for call in calls})
+    assert codes <= {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
 async def test_grpc_connections_are_bounded(world: Transports) -> None:

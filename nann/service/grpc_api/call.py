@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 
 from nann.engine.errors import InvalidQuery, Overloaded
 from nann.service.errors import INTERNAL, error_row
-from nann.service.logs import get_logger, request_context
+from nann.service.logs import bind_request, get_logger
 from nann.service.metrics import Metrics
 from nann.service.retrieval import RetrievalService
 from nann.service.tracing import Tracing
@@ -130,43 +130,44 @@ class Methods:
         code = "cancelled"
         failure: Exception | None = None
         reply = b""
-        with request_context(request_id, _metadata_value(context, TRACEPARENT_KEY)):
-            span = None
-            if self.tracing is not None:
-                span = self.tracing.begin(
-                    name,
-                    functools.partial(_metadata_value, context),
-                    rpc_system="grpc",
-                    request_id=request_id,
-                )
-            try:
-                with self.limit:
-                    self.service.refuse_unread(searches=name in _SEARCHES)
-                    self._note_accepted()
-                    call.message = _parse(request_class, raw)
-                    reply = (await method(call)).SerializeToString()
-                code = "ok"
-            except asyncio.CancelledError:
-                # The caller hung up, or its deadline passed: gRPC itself has answered.
-                raise
-            except Exception as error:
-                failure, code = error, error_row(error).code
-                if error_row(error) is INTERNAL:
-                    log.exception("request failed", method=name)
-            finally:
-                duration_s = time.perf_counter() - start_s
-                self.metrics.observe_request(
-                    api="grpc", method=name, model=call.model, code=code, duration_s=duration_s
-                )
-                if self.access_log:
-                    log.info("request", api="grpc", method=name, code=code, duration_ms=duration_s * 1e3)
-                if span is not None:
-                    status = "OK" if code == "ok" else "CANCELLED"
-                    if failure is not None:
-                        row = error_row(failure)
-                        status = row.tf_grpc_code if tensorflow_codes else row.grpc_code
-                    model = self.metrics.model_label(call.model)
-                    span.end(code, failed=status in _FAILURES, model=model, rpc_status=status)
+        # gRPC runs a call in one task, which ends with it.
+        bind_request(request_id, _metadata_value(context, TRACEPARENT_KEY))
+        span = None
+        if self.tracing is not None:
+            span = self.tracing.begin(
+                name,
+                functools.partial(_metadata_value, context),
+                rpc_system="grpc",
+                request_id=request_id,
+            )
+        try:
+            with self.limit:
+                self.service.refuse_unread(searches=name in _SEARCHES)
+                self._note_accepted()
+                call.message = _parse(request_class, raw)
+                reply = (await method(call)).SerializeToString()
+            code = "ok"
+        except asyncio.CancelledError:
+            # The caller hung up, or its deadline passed: gRPC itself has answered.
+            raise
+        except Exception as error:
+            failure, code = error, error_row(error).code
+            if error_row(error) is INTERNAL:
+                log.exception("request failed", method=name)
+        finally:
+            duration_s = time.perf_counter() - start_s
+            self.metrics.observe_request(
+                api="grpc", method=name, model=call.model, code=code, duration_s=duration_s
+            )
+            if self.access_log:
+                log.info("request", api="grpc", method=name, code=code, duration_ms=duration_s * 1e3)
+            if span is not None:
+                status = "OK" if code == "ok" else "CANCELLED"
+                if failure is not None:
+                    row = error_row(failure)
+                    status = row.tf_grpc_code if tensorflow_codes else row.grpc_code
+                model = self.metrics.model_label(call.model)
+                span.end(code, failed=status in _FAILURES, model=model, rpc_status=status)
         trailer: tuple[tuple[str, str], ...] = ((REQUEST_ID_KEY, request_id),)
         if failure is None:
             context.set_trailing_metadata(trailer)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from nann.offline.benchmark.compare.contender import Skipped
 
 __all__ = ["page"]
@@ -27,7 +29,8 @@ page, with the machine and the commit it was measured on. Figures, sweeps and pe
 
 - **recall@200** is the share of the exhaustive top 200 under the same model that is answered, by score with
   ties; mean and 5th percentile over users, with 95 % bootstrap intervals over users. hit_rate@200 is beside
-  it: the held-out item is among those answered.
+  it: the held-out item is among those answered. *level's at this mean*: the 5th percentile of `level` on
+  NANN's graph where its mean is the row's, on straight lines between its settings.
 - **cost** is the number of items that the model scored, and all other multiply-adds of the query (the
   user's side of the model, inner products, gates) divided by those of one score. It is counted, not timed.
 - **Settings are chosen on validation users and reported on test users**: for each recall target the
@@ -105,7 +108,7 @@ def _target(report: Row, target: Row) -> list[str]:
     )
     scan = next((row["median_qps"] for row in times.values() if row["contender"] == "exhaustive"), None)
     head = [
-        "contender", "setting", f"recall@{k}", "5th percentile", "hit rate",
+        "contender", "setting", f"recall@{k}", "5th percentile", "level's at this mean", "hit rate",
         "items scored", "cost", "level ÷ cost",
     ]  # fmt: skip
     if times:
@@ -118,6 +121,7 @@ def _target(report: Row, target: Row) -> list[str]:
             row["setting"],
             f"{_interval(row['recall'], 4)}",
             _interval(row["recall_p5"], 3),
+            _level_percentile(report, target["baseline"], row["recall"]["mean"]),
             _percent(row["hit_rate"]["mean"]),
             f"{row['n_scored']:,.0f}",
             f"{row['cost']['mean']:,.0f}",
@@ -134,6 +138,15 @@ def _target(report: Row, target: Row) -> list[str]:
         )
         lines += ["", f"Not reached by any setting of: {missed}."]
     return lines
+
+
+def _level_percentile(report: Row, baseline: str, mean: float) -> str:
+    """The 5th percentile of the baseline where its mean recall is `mean`: on a line between its settings."""
+    measured = next((one["reported"] for one in report["contenders"] if one["name"] == baseline), [])
+    points = sorted((one["recall"]["mean"], one["recall_p5"]["mean"]) for one in measured)
+    if not points or not points[0][0] <= mean <= points[-1][0]:
+        return _NONE
+    return f"{np.interp(mean, *zip(*points, strict=True)):.3f}"
 
 
 def _times(row: Row | None, port_qps: float | None, scan_qps: float | None) -> list[str]:

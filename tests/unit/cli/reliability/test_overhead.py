@@ -9,9 +9,11 @@ import pytest
 
 from nann.cli.reliability.free_engine import FreeEngine, free_server
 from nann.cli.reliability.overhead import OverheadResult, Series, measure_overheads
+from nann.cli.reliability.raw import batch_failures
 from nann.cli.reliability.throughput import Rate, ThroughputResult, engine_qps, measure_ceiling
 from nann.engine.types import Query, SearchParams
 from nann.offline.benchmark.users import User
+from nann.service.pb import retrieval_pb2 as pb
 
 _USERS = [User(user_id=n, history=[n + 1, n + 2]) for n in range(5)]
 
@@ -54,6 +56,15 @@ def test_the_ceiling_has_a_rate_for_every_kind_of_call() -> None:
     assert set(result.rates) == {"REST", "gRPC", "BatchRetrieve", "REST batch"}
     assert all(rate.qps > 0 for rate in result.rates.values())
     assert "BatchRetrieve" in result.words()
+
+
+def test_a_refused_query_of_a_batch_is_no_answer() -> None:
+    outcomes = [
+        pb.BatchRetrieveResult(response=pb.RetrieveResponse(n_scored=1)),
+        pb.BatchRetrieveResult(error=pb.Error(code="overloaded")),
+    ]
+    assert batch_failures(pb.BatchRetrieveResponse(results=outcomes).SerializeToString()) == 1
+    assert batch_failures(pb.BatchRetrieveResponse(results=outcomes[:1]).SerializeToString()) == 0
 
 
 def test_an_engine_alone_is_given_full_batches_on_every_lane() -> None:

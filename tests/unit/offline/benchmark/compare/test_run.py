@@ -21,7 +21,7 @@ from nann.offline.benchmark.compare.engine_contenders import (
 from nann.offline.benchmark.compare.loops import TimingBudget
 from nann.offline.benchmark.compare.plots import draw, front
 from nann.offline.benchmark.compare.quality import Truth, exhaustive_truth
-from nann.offline.benchmark.compare.report import page
+from nann.offline.benchmark.compare.report import _level_percentile, page
 from nann.offline.benchmark.compare.run import CompareOptions, compare_corpus
 from nann.offline.progress import Progress
 
@@ -181,3 +181,11 @@ def test_the_front_has_no_point_that_another_beats() -> None:
     points = [(0.9, 5.0), (0.95, 4.0), (0.99, 9.0), (0.99, 8.0), (0.7, 3.0), (0.6, 3.5)]
     assert front(points, smaller_is_better=True) == [(0.7, 3.0), (0.95, 4.0), (0.99, 8.0)]
     assert front(points, smaller_is_better=False) == [(0.99, 9.0)]
+
+
+def test_the_percentile_of_level_at_another_mean_lies_between_its_settings() -> None:
+    points = [{"recall": {"mean": mean}, "recall_p5": {"mean": p5}} for mean, p5 in ((0.98, 0.9), (0.9, 0.6))]
+    report = {"contenders": [{"name": "best_first", "reported": []}, {"name": BASELINE, "reported": points}]}
+    assert _level_percentile(report, BASELINE, 0.92) == "0.675"
+    assert _level_percentile(report, BASELINE, 0.98) == "0.900"
+    assert _level_percentile(report, BASELINE, 0.99) == _level_percentile(report, "nobody", 0.92) == "–"
