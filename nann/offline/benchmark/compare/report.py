@@ -146,7 +146,8 @@ def _level_percentile(report: Row, baseline: str, mean: float) -> str:
     points = sorted((one["recall"]["mean"], one["recall_p5"]["mean"]) for one in measured)
     if not points or not points[0][0] <= mean <= points[-1][0]:
         return _NONE
-    return f"{np.interp(mean, *zip(*points, strict=True)):.3f}"
+    means, percentiles = (np.array(values) for values in zip(*points, strict=True))
+    return f"{np.interp(mean, means, percentiles):.3f}"
 
 
 def _times(row: Row | None, port_qps: float | None, scan_qps: float | None) -> list[str]:
