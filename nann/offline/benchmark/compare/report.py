@@ -142,7 +142,9 @@ def _target(report: Row, target: Row) -> list[str]:
 
 def _level_percentile(report: Row, baseline: str, mean: float) -> str:
     """The 5th percentile of the baseline where its mean recall is `mean`: on a line between its settings."""
-    measured = next((one["reported"] for one in report["contenders"] if one["name"] == baseline), [])
+    measured: list[Row] = next(
+        (one["reported"] for one in report["contenders"] if one["name"] == baseline), []
+    )
     points = sorted((one["recall"]["mean"], one["recall_p5"]["mean"]) for one in measured)
     if not points or not points[0][0] <= mean <= points[-1][0]:
         return _NONE
