@@ -15,7 +15,7 @@ def test_the_attention_model_is_counted_by_hand(tmp_path: Path) -> None:
     make_model_world(tmp_path / "version", num_items=30)
     assert Sizes() == Sizes(history_length=6, input_dim=8, query=16, hidden=(16, 8))
     pairs = 16 * 6 + 6 * 16 + 16 * 8 + 8  # logits, weighted values, two dense layers
-    user = 6 * (8 * 16 + 8 * 1 + 8 * 16)  # keys, key bias, values
+    user = 6 * (8 * (16 + 16) + 8 * 16)  # keys with their bias and padding, values
     assert multiply_adds._count(tmp_path / "version") == MultiplyAdds(score=pairs, encode=user)
 
 
