@@ -40,6 +40,7 @@ __all__ = [
 PJRT_JAX_VERSION = "0.10.2"
 CompilerOptions = Mapping[str, str | bool | int | float]
 _ENVIRONMENT = threading.Lock()
+_FIRST_USE = threading.Lock()
 _CPU_CLIENTS: dict[int | None, Any] = {}
 
 
@@ -92,6 +93,11 @@ class PjrtDevice:
         self._threads = threads
         self._client = jax_device.client
         self._devices = self._jaxlib.DeviceList((jax_device,))
+        # Compiling iterates over the list, and its iterator's type is registered when it is first asked for.
+        # If the garbage collector runs in between, so do other threads, and one of them that compiles finds
+        # half a type and crashes the process. So it is asked for here, one thread at a time.
+        with _FIRST_USE:
+            tuple(self._devices)
 
     @classmethod
     def cpu(cls, *, threads: int | None, options: CompilerOptions) -> PjrtDevice:
