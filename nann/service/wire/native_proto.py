@@ -14,6 +14,8 @@ from nann.service.types import ParamOverrides, RetrieveRequest
 from nann.service.wire.checks import bounded_message, finite_vector
 
 if TYPE_CHECKING:
+    from jaxtyping import Int64
+
     from nann.engine.types import ItemId
     from nann.service.types import RetrieveReply, UserProfile
 
@@ -31,6 +33,20 @@ __all__ = [
 # protobuf itself refuses messages nested deeper than 100; a value uses three levels a nesting.
 _INT64_MIN: Final = -(1 << 63)
 _INT64_MAX: Final = (1 << 63) - 1
+
+# From so many hits on it is quicker to write them together.
+_MANY_HITS: Final = 32
+_VARINT, _EIGHT_BYTES, _LENGTH_FIRST = 0, 1, 2  # protobuf's wire types
+
+
+def _tag(message: Any, field: str, wire_type: int) -> int:
+    return int(message.DESCRIPTOR.fields_by_name[field].number) << 3 | wire_type
+
+
+_ITEMS: Final = _tag(pb.RetrieveResponse, "items", _LENGTH_FIRST)
+_ITEM_ID: Final = _tag(pb.Hit, "item_id", _LENGTH_FIRST)
+_NUMBER: Final = _tag(pb.Id, "number", _VARINT)
+_SCORE: Final = _tag(pb.Hit, "score", _EIGHT_BYTES)
 
 
 def request_of_proto(message: pb.RetrieveRequest) -> RetrieveRequest:
@@ -83,15 +99,7 @@ def response_of_reply(
     response.model = reply.model
     response.version = reply.version
     response.n_scored = hits.n_scored
-    # Most of the way back is spent here: fields set one by one take half of the time that keywords do.
-    add_item = response.items.add
-    for item_id, score in zip(hits.item_ids, hits.scores, strict=True):
-        hit = add_item()
-        hit.score = score
-        if isinstance(item_id, str):
-            hit.item_id.text = item_id
-        else:
-            hit.item_id.number = item_id
+    _write_hits(hits.item_ids, hits.scores, response)
     if hits.attributes is not None:
         for hit, attributes in zip(response.items, hits.attributes, strict=True):
             _write_mapping(attributes, hit.attributes)
@@ -102,6 +110,37 @@ def response_of_reply(
     if explain:
         _write_mapping({"steps": hits.steps, **hits.explain, **reply.explain}, response.explain)
     return response
+
+
+def _write_hits(item_ids: Sequence[ItemId], scores: Sequence[float], response: pb.RetrieveResponse) -> None:
+    # Most of the way back is spent here.
+    if len(item_ids) >= _MANY_HITS and not isinstance(item_ids[0], str):
+        response.MergeFromString(_numbered_hits(np.array(item_ids, dtype=np.int64), scores))
+        return
+    add_item = response.items.add
+    for item_id, score in zip(item_ids, scores, strict=True):
+        hit = add_item()
+        hit.score = score  # fields set one by one take half of the time that keywords do
+        _write_id(item_id, hit.item_id)
+
+
+def _numbered_hits(item_ids: Int64[np.ndarray, " n"], scores: Sequence[float]) -> bytes:
+    """The field `items` of a RetrieveResponse, for protobuf to read: 100 hits take 28 us so, one by one 87.
+
+    A varint may be longer than it need be (it no longer is when protobuf writes the message again). With all
+    as long as the longest every hit has the same layout, and NumPy writes a table of them.
+    """
+    numbers = item_ids.view(np.uint64)
+    width = max(1, -(-int(numbers.max()).bit_length() // 7))
+    table = np.empty((len(numbers), 5 + width + 9), dtype=np.uint8)
+    # items: a message of so many bytes; its item_id: a message of so many bytes; its number: a varint
+    table[:, :5] = (_ITEMS, width + 12, _ITEM_ID, width + 1, _NUMBER)
+    number = table[:, 5 : 5 + width]
+    number[:] = numbers[:, None] >> 7 * np.arange(width, dtype=np.uint64) & np.uint64(0x7F)
+    number[:, :-1] |= 0x80
+    table[:, 5 + width] = _SCORE
+    table[:, 6 + width :] = np.array(scores, dtype="<f8").view(np.uint8).reshape(len(numbers), 8)
+    return table.tobytes()
 
 
 def batch_response(
@@ -147,6 +186,9 @@ def _no_id(name: str) -> str:
 
 def ids_of_proto(messages: Sequence[pb.Id], name: str) -> list[ItemId]:
     """The ids of a repeated field; raises InvalidQuery that names the position of an empty one."""
+    numbers: list[ItemId] = [message.number for message in messages]
+    if all(numbers):  # a text, and nothing at all, read as the number 0
+        return numbers
     kinds = [message.WhichOneof("id") for message in messages]
     if None in kinds:
         raise InvalidQuery(_no_id(f"{name}[{kinds.index(None)}]"))

@@ -9,9 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nann.engine.errors import InvalidQuery, UnknownUser
+from nann.engine.types import Hits
 from nann.service.pb import retrieval_pb2 as pb
-from nann.service.types import RetrieveRequest
-from nann.service.wire.native_proto import batch_response, request_of_proto, value_of_proto, write_value
+from nann.service.types import RetrieveReply, RetrieveRequest
+from nann.service.wire.native_proto import (
+    batch_response,
+    ids_of_proto,
+    request_of_proto,
+    response_of_reply,
+    value_of_proto,
+    write_value,
+)
 
 JSON = st.recursive(
     st.none()
@@ -22,6 +30,33 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
     max_leaves=10,
 )
+
+
+IDS = st.integers(-(2**63), 2**63 - 1) | st.integers(0, 300)
+
+
+@given(
+    st.lists(IDS, min_size=30, max_size=34) | st.lists(st.text(), min_size=30, max_size=34),
+    st.randoms(use_true_random=False),
+)
+def test_hits_are_the_same_bytes_few_or_many(item_ids: list[Any], random: Any) -> None:
+    """Many numbers are written together, few and texts one by one."""
+    scores = [random.choice((random.gauss(0, 1), random.randrange(9), float("-inf"))) for _ in item_ids]
+    reply = RetrieveReply(Hits(item_ids, scores, n_scored=0, steps=0), "", 0, {}, ())
+    one_by_one = pb.RetrieveResponse()
+    for item_id, score in zip(item_ids, scores, strict=True):
+        hit = one_by_one.items.add(score=score)
+        setattr(hit.item_id, "text" if isinstance(item_id, str) else "number", item_id)
+    assert response_of_reply(reply).SerializeToString() == one_by_one.SerializeToString()
+
+
+@given(st.lists(IDS | st.just(0), max_size=5) | st.lists(IDS | st.text(max_size=2), max_size=5))
+def test_ids_round_trip(ids: list[Any]) -> None:
+    message = pb.RecordEventsRequest()
+    for value in ids:
+        setattr(message.item_ids.add(), "text" if isinstance(value, str) else "number", value)
+    read = ids_of_proto(pb.RecordEventsRequest.FromString(message.SerializeToString()).item_ids, "item_ids")
+    assert [(type(value), value) for value in read] == [(type(value), value) for value in ids]
 
 
 @given(JSON)
