@@ -23,7 +23,16 @@ from nann.cli.benchmark_targets import Ask, grpc_target, rest_target
 from nann.cli.output import JsonOption
 from nann.cli.reliability.row import print_row
 from nann.cli.server_process import RunningServer, running_server
-from nann.offline.benchmark.load import OK, Load, Sample, Target, closed_loop, open_loop, precise_timer
+from nann.offline.benchmark.load import (
+    OK,
+    Load,
+    Sample,
+    Target,
+    closed_loop,
+    open_loop,
+    precise_timer,
+    throughput_qps,
+)
 from nann.offline.benchmark.users import User, sample_users
 from nann.offline.progress import Progress
 from nann.service.settings import Settings
@@ -159,7 +168,7 @@ async def _capacity(server: RunningServer, users: Sequence[User], seconds: float
     ask = Ask(k=_K, with_attributes=False)
     load = Load(in_flight=_IN_FLIGHT, warm_up_s=min(2.0, seconds), duration_s=seconds)
     async with rest_target(server.rest_url, ask, users, timeout_s=_REQUEST_TIMEOUT_S) as target:
-        return len(await closed_loop(target, load)) / seconds
+        return throughput_qps(load, await closed_loop(target, load))
 
 
 def drain_once(

@@ -34,6 +34,7 @@ from nann.offline.benchmark.load import (
     closed_loop,
     open_loop,
     precise_timer,
+    throughput_qps,
 )
 from nann.offline.benchmark.percentiles import LatencyBlock
 from nann.offline.benchmark.users import User, sample_users
@@ -276,8 +277,7 @@ class _Overload:
             samples = await closed_loop(target, load)
         if failed := [s.outcome.code for s in samples if s.outcome.code != OK]:
             raise RuntimeError(f"{len(failed)} requests failed without overload, the first by {failed[0]}")
-        first_s = min(s.sent_s for s in samples)
-        return len(samples) / (max(s.done_s for s in samples) - first_s)
+        return throughput_qps(load, samples)
 
     async def _calm(self, target: Target, capacity_qps: float, wait_until: WaitUntil) -> list[Sample]:
         with self._progress.stage("calm"):

@@ -25,7 +25,16 @@ from nann.cli.reliability.process import ProcessFigures, process_figures
 from nann.cli.reliability.raw import Exchange, grpc_exchange, query_fields, query_message
 from nann.cli.reliability.row import print_row
 from nann.cli.server_process import RunningServer, running_server
-from nann.offline.benchmark.load import OK, Load, Outcome, Sample, closed_loop, open_loop, precise_timer
+from nann.offline.benchmark.load import (
+    OK,
+    Load,
+    Outcome,
+    Sample,
+    closed_loop,
+    open_loop,
+    precise_timer,
+    throughput_qps,
+)
 from nann.offline.benchmark.percentiles import LatencyBlock
 from nann.offline.benchmark.users import User, sample_users
 from nann.offline.progress import Progress
@@ -149,7 +158,7 @@ async def _capacity(server: RunningServer, users: Sequence[User]) -> float:
     load = Load(in_flight=_IN_FLIGHT, warm_up_s=2.0, duration_s=_CAPACITY_S)
     ask = Ask(k=_K, with_attributes=False)
     async with rest_target(server.rest_url, ask, users, timeout_s=_TIMEOUT_S) as target:
-        return len(await closed_loop(target, load)) / _CAPACITY_S
+        return throughput_qps(load, await closed_loop(target, load))
 
 
 async def soak_server(

@@ -19,7 +19,16 @@ from nann.cli.benchmark_engine import find_version
 from nann.cli.benchmark_http import HttpClient
 from nann.cli.reliability.process import process_figures
 from nann.cli.server_process import RunningServer, running_server
-from nann.offline.benchmark.load import OK, Load, Outcome, Sample, closed_loop, open_loop, precise_timer
+from nann.offline.benchmark.load import (
+    OK,
+    Load,
+    Outcome,
+    Sample,
+    closed_loop,
+    open_loop,
+    precise_timer,
+    throughput_qps,
+)
 from nann.offline.benchmark.percentiles import LatencyBlock
 from nann.offline.benchmark.users import User, sample_users
 from nann.offline.progress import Progress
@@ -29,10 +38,11 @@ __all__ = ["SwapResult", "measure_swaps"]
 # Enough in flight to keep the lanes of a small machine busy, so that what comes back is the capacity.
 _IN_FLIGHT = 32
 _CAPACITY_S = 8.0
-_STEADY_S = 20.0
 _CHUNK_S = 5.0
-# Between two swaps, so that each begins on a server that has finished the one before.
+# After each swap the server finishes it, which counts neither as steady nor as the swap, and then has no
+# other for a while. So both are of the same minutes: a machine does not do as much in every hour.
 _PAUSE_S = 1.0
+_STEADY_S = 4.0
 _USERS = 200
 _RESCAN_TIMEOUT_S = 600.0
 _REQUEST_TIMEOUT_S = 30.0
@@ -158,7 +168,7 @@ class _Asked:
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """The time of one swap, on the clock of the samples."""
+    """The time of one swap, or of one stretch without any, on the clock of the samples."""
 
     start_s: float
     end_s: float
@@ -201,12 +211,13 @@ class _World:
         client = HttpClient(server.rest_url, timeout_s=_REQUEST_TIMEOUT_S)
         operator = HttpClient(server.rest_url, timeout_s=_RESCAN_TIMEOUT_S)
         asked = _Asked(client, self._users)
-        windows: list[_Window] = []
+        swaps: list[_Window] = []
+        between: list[_Window] = []
         cold: list[_Window] = []
         try:
             with self._progress.stage("capacity"):
                 load = Load(in_flight=_IN_FLIGHT, warm_up_s=2.0, duration_s=_CAPACITY_S)
-                rate_qps = self._share * len(await closed_loop(asked, load)) / _CAPACITY_S
+                rate_qps = self._share * throughput_qps(load, await closed_loop(asked, load))
             with precise_timer() as wait_until:
                 seeds = count(self._seed)
 
@@ -222,12 +233,10 @@ class _World:
                     await task
                     return samples
 
-                with self._progress.stage("steady"):
-                    await offer(_CHUNK_S)
-                    steady = await offer(_STEADY_S)
+                await offer(_CHUNK_S)
                 before_mib = _resident_mib(server)
                 with self._progress.stage("swaps"):
-                    samples = await offer_during(self._swap_all(operator, asked, windows))
+                    samples = await offer_during(self._swap_all(operator, asked, swaps, between))
                 after_mib = _resident_mib(server)
                 cold_samples: list[Sample] = []
                 if self._other is not None:
@@ -236,11 +245,12 @@ class _World:
         finally:
             await client.close()
             await operator.close()
-        everything = [*steady, *samples, *cold_samples]
-        steady_block, during_block = (
-            _latency(steady),
-            _latency([sample for sample in samples if any(window.holds(sample) for window in windows)]),
-        )
+        everything = [*samples, *cold_samples]
+        during = [sample for sample in samples if _any_holds(swaps, sample)]
+        steady = [
+            sample for sample in samples if _any_holds(between, sample) and not _any_holds(swaps, sample)
+        ]
+        steady_block, during_block = _latency(steady), _latency(during)
         assert steady_block is not None and during_block is not None
         return SwapResult(
             swaps=self._swaps,
@@ -250,15 +260,21 @@ class _World:
             mixed=asked.mixed,
             steady=steady_block,
             during=during_block,
-            mean_swap_s=sum(window.end_s - window.start_s for window in windows) / self._swaps,
+            mean_swap_s=sum(window.end_s - window.start_s for window in swaps) / self._swaps,
             memory_mib=(before_mib, after_mib),
-            cold=_latency([sample for sample in cold_samples if any(w.holds(sample) for w in cold)]),
+            cold=_latency([sample for sample in cold_samples if _any_holds(cold, sample)]),
             cold_swap_s=sum(window.end_s - window.start_s for window in cold),
         )
 
-    async def _swap_all(self, operator: HttpClient, asked: _Asked, windows: list[_Window]) -> None:
+    async def _swap_all(
+        self, operator: HttpClient, asked: _Asked, swaps: list[_Window], between: list[_Window]
+    ) -> None:
         for _ in range(self._swaps):
-            await self._swap(operator, self._version_dir, windows)
+            await self._swap(operator, self._version_dir, swaps)
+            await asyncio.sleep(_PAUSE_S)
+            started_s = time.perf_counter()
+            await asyncio.sleep(_STEADY_S)
+            between.append(_Window(started_s, time.perf_counter()))
         newest = next(self._numbers) - 1
         if newest not in asked.versions:
             raise RuntimeError(f"no answer came from version {newest}")
@@ -271,7 +287,10 @@ class _World:
         newest: Any = orjson.loads(content)["models"]["nann"][0] if status == 200 else content.decode()
         if status != 200 or (newest["version"], newest["state"]) != (number, "AVAILABLE"):
             raise RuntimeError(f"version {number} was not swapped in: {newest}")
-        await asyncio.sleep(_PAUSE_S)
+
+
+def _any_holds(windows: Sequence[_Window], sample: Sample) -> bool:
+    return any(window.holds(sample) for window in windows)
 
 
 def _latency(samples: Sequence[Sample]) -> LatencyBlock | None:

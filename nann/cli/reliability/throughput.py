@@ -36,7 +36,7 @@ from nann.cli.reliability.raw import (
 from nann.cli.reliability.row import print_row
 from nann.cli.server_process import RunningServer, running_server
 from nann.engine.search_engine import PreparedQuery, SearchEngine
-from nann.offline.benchmark.load import Load, Target, closed_loop
+from nann.offline.benchmark.load import Load, Target, closed_loop, throughput_qps
 from nann.offline.benchmark.users import User, sample_users
 from nann.offline.progress import Progress
 from nann.service.settings import Settings, load_settings
@@ -85,8 +85,7 @@ async def _saturated(target: Target, server: RunningServer, in_flight: int, seco
     load = Load(in_flight=in_flight, warm_up_s=_WARM_UP_S, duration_s=seconds)
     samples = await closed_loop(target, load)
     busy = clock.read()
-    took_s = max(s.done_s for s in samples) - min(s.sent_s for s in samples)
-    return Rate(per * len(samples) / took_s, *busy)
+    return Rate(per * throughput_qps(load, samples), *busy)
 
 
 # Service against engine

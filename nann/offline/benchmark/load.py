@@ -13,7 +13,7 @@ import asyncio
 import gc
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -33,6 +33,7 @@ __all__ = [
     "closed_loop",
     "open_loop",
     "precise_timer",
+    "throughput_qps",
 ]
 
 OK = "ok"
@@ -139,6 +140,21 @@ async def closed_loop(target: Target, load: Load, *, clock: Clock = time.perf_co
     with _no_collector():
         await _all(keep_one_in_flight() for _ in range(load.in_flight))
     return samples
+
+
+def throughput_qps(load: Load, samples: Sequence[Sample]) -> float:
+    """Answers a second to requests that `closed_loop` or `open_loop` measured; 0 for none.
+
+    A closed loop sends one request for each that comes back, so those sent in its time count. Until the last
+    answer fewer and fewer are under way: with 64 searches of 13 ms, that is 0.8 s more. An open loop sends
+    whatever comes back, and is over with its last answer.
+    """
+    answered = sum(sample.outcome.code == OK for sample in samples)
+    if load.in_flight is not None and load.requests is None:
+        return answered / load.duration_s
+    first_s = min((sample.scheduled_s for sample in samples), default=0.0)
+    last_s = max((sample.done_s for sample in samples), default=0.0)
+    return answered / max(last_s - first_s, 1e-9)
 
 
 async def open_loop(

@@ -16,6 +16,7 @@ from nann.offline.benchmark.load import (
     closed_loop,
     open_loop,
     precise_timer,
+    throughput_qps,
 )
 from nann.offline.benchmark.percentiles import LatencyBlock
 from nann.offline.progress import Progress
@@ -64,19 +65,14 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round of one load. `throughput_qps` counts answers from the first request to the last answer."""
+    """One round of one load."""
 
     throughput_qps: float
     summary: Summary
 
     @classmethod
-    def of(cls, samples: Sequence[Sample]) -> Round:
-        summary = Summary.of(samples)
-        if not samples:
-            return cls(0.0, summary)
-        first_s = min(sample.scheduled_s for sample in samples)
-        last_s = max(sample.done_s for sample in samples)
-        return cls((summary.requests - summary.failures) / max(last_s - first_s, 1e-9), summary)
+    def of(cls, load: Load, samples: Sequence[Sample]) -> Round:
+        return cls(throughput_qps(load, samples), Summary.of(samples))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +118,7 @@ async def run_loads(
                     collected.append(await open_loop(target, load, seed=seed + number, wait_until=wait_until))
                 stage.advance()
     return [
-        LoadResult(load, Summary.of(list(chain(*collected))), tuple(Round.of(one) for one in collected))
+        LoadResult(load, Summary.of(list(chain(*collected))), tuple(Round.of(load, one) for one in collected))
         for load, collected in zip(loads, samples, strict=True)
     ]
 

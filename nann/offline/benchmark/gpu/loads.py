@@ -15,7 +15,16 @@ import numpy as np
 from nann.engine.errors import RetrievalError
 from nann.offline.benchmark.gpu.measure import K
 from nann.offline.benchmark.gpu.quality import Ranked, recall
-from nann.offline.benchmark.load import OK, Load, Outcome, Sample, closed_loop, open_loop, precise_timer
+from nann.offline.benchmark.load import (
+    OK,
+    Load,
+    Outcome,
+    Sample,
+    closed_loop,
+    open_loop,
+    precise_timer,
+    throughput_qps,
+)
 
 __all__ = ["GroupTarget", "LoadFigures", "Served", "Submit", "capacity", "rate"]
 
@@ -109,8 +118,9 @@ async def capacity(target: GroupTarget, exact: Ranked, *, in_flight: int, second
     before = _Counters.of(target)
     samples = await closed_loop(target, load)
     if not samples:  # one search takes longer than all of that
-        samples = await closed_loop(target, Load(in_flight=in_flight, warm_up_s=0.0, requests=in_flight))
-    return _figures(target, exact, "closed", None, samples, before)
+        load = Load(in_flight=in_flight, warm_up_s=0.0, requests=in_flight)
+        samples = await closed_loop(target, load)
+    return _figures(target, exact, load, None, samples, before)
 
 
 async def rate(
@@ -124,13 +134,13 @@ async def rate(
     before = _Counters.of(target)
     with precise_timer() as wait_until:
         samples = await open_loop(target, load, seed=seed, wait_until=wait_until)
-    return _figures(target, exact, "open", qps, samples, before)
+    return _figures(target, exact, load, qps, samples, before)
 
 
 def _figures(
     target: GroupTarget,
     exact: Ranked,
-    loop: str,
+    load: Load,
     offered_qps: float | None,
     samples: Sequence[Sample],
     before: _Counters,
@@ -139,17 +149,14 @@ def _figures(
     nothing = [float("nan")]
     latency_ms = [1e3 * sample.latency_s for sample in answered] or nothing
     late_ms = [1e3 * (sample.sent_s - sample.scheduled_s) for sample in samples] or nothing
-    first_s = min((sample.scheduled_s for sample in samples), default=0.0)
-    last_s = max((sample.done_s for sample in samples), default=0.0)
-    queries = target.group * len(answered)
-    qps = queries / max(last_s - first_s, 1e-9)
+    qps = target.group * throughput_qps(load, samples)
     scored = [sample.outcome.n_scored or 0 for sample in answered]
     after = _Counters.of(target)
     searches = max(1, after.searches - before.searches)
     mean_scored = float(np.mean(scored)) if scored else 0.0
     p50, p95, p99 = (float(np.percentile(latency_ms, point)) for point in (50, 95, 99))
     return LoadFigures(
-        loop=loop,
+        loop="open" if load.in_flight is None else "closed",
         group=target.group,
         offered_qps=offered_qps,
         qps=qps,
@@ -157,7 +164,7 @@ def _figures(
         p95_ms=p95,
         p99_ms=p99,
         late_ms=float(np.percentile(late_ms, 99)),
-        queries=queries,
+        queries=target.group * len(answered),
         failures=target.group * (len(samples) - len(answered)),
         mean_items_scored=mean_scored,
         pairs_per_s=qps * mean_scored,

@@ -21,7 +21,7 @@ _USERS = [User(user_id=n, history=[n + 1, n + 2]) for n in range(5)]
 @pytest.mark.parametrize("transport", ["rest", "grpc"])
 async def test_every_request_of_an_overload_is_an_answer_or_a_refusal(tmp_path: Path, transport: str) -> None:
     offer = Offer(
-        factor=4.0,
+        factor=3.0,
         deadline_ms=300.0,
         transport="rest" if transport == "rest" else "grpc",
         duration_s=0.5,

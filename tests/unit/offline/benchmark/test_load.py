@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from typing_extensions import override
 
-from nann.offline.benchmark.load import Load, Outcome, Sample, closed_loop, open_loop
+from nann.offline.benchmark.load import Load, Outcome, Sample, closed_loop, open_loop, throughput_qps
 
 T = TypeVar("T")
 
@@ -107,6 +107,23 @@ def test_closed_loop_leaves_the_warm_up_out() -> None:
     assert max(sample.sent_s for sample in samples) < 3
     assert len(samples) == pytest.approx(20, abs=1)
     assert all(sample.latency_s == pytest.approx(0.1) for sample in samples)
+
+
+@pytest.mark.parametrize("in_flight", [1, 8, 64])
+def test_the_throughput_of_a_closed_loop_is_the_servers_however_many_wait(in_flight: int) -> None:
+    load = Load(in_flight=in_flight, warm_up_s=2, duration_s=4)
+    assert throughput_qps(load, run_closed(load, OneByOneServer(0.02))) == pytest.approx(50, rel=0.02)
+
+
+def test_an_open_loop_that_is_more_than_the_server_can_do_shows_what_it_can() -> None:
+    load = Load(rate_qps=100, warm_up_s=0, duration_s=10)
+    assert throughput_qps(load, run_open(load, OneByOneServer(0.02))) == pytest.approx(50, rel=0.02)
+    assert throughput_qps(load, []) == 0
+
+
+def test_only_answers_are_throughput() -> None:
+    samples = [Sample(0, 0, 1, Outcome()), Sample(0, 0, 1, Outcome("overloaded"))]
+    assert throughput_qps(Load(in_flight=2, duration_s=4), samples) == 1 / 4
 
 
 def test_closed_loop_pauses_after_a_refusal() -> None:

@@ -42,16 +42,18 @@ def test_what_a_target_does_not_tell_is_none() -> None:
     assert summary.latency is not None
 
 
-def test_throughput_counts_answers_until_the_last_one() -> None:
+def test_a_round_has_the_throughput_of_its_load() -> None:
     samples = [sample(i / 10, 0.5) for i in range(10)] + [sample(0.95, 0.05, Outcome("overloaded"))]
-    assert Round.of(samples).throughput_qps == pytest.approx(10 / 1.4)
-    assert Round.of([]).throughput_qps == 0
+    assert Round.of(Load(rate_qps=10, duration_s=1), samples).throughput_qps == pytest.approx(10 / 1.4)
+    assert Round.of(Load(in_flight=5, duration_s=1), samples).throughput_qps == pytest.approx(10)
+    assert Round.of(Load(in_flight=5), []).throughput_qps == 0
 
 
 def result(in_flight: int, rounds_s: list[float]) -> LoadResult:
     rounds = [[sample(0, took_s)] for took_s in rounds_s]
     pooled = Summary.of([one for samples in rounds for one in samples])
-    return LoadResult(Load(in_flight=in_flight), pooled, tuple(Round.of(samples) for samples in rounds))
+    load = Load(in_flight=in_flight)
+    return LoadResult(load, pooled, tuple(Round.of(load, samples) for samples in rounds))
 
 
 def median_us(one: Round) -> float | None:
@@ -65,7 +67,7 @@ def test_ratios_are_taken_within_a_round() -> None:
 
 
 def test_a_round_without_answers_has_no_median() -> None:
-    failed = Round.of([sample(0, 1, Outcome("overloaded"))])
+    failed = Round.of(Load(in_flight=1), [sample(0, 1, Outcome("overloaded"))])
     fine = result(1, [0.1, 0.1])
     mixed = LoadResult(Load(in_flight=1), fine.pooled, (fine.rounds[0], failed))
     assert mixed.median(median_us) is None
@@ -121,7 +123,7 @@ def test_report_has_the_blocks_and_says_what_was_not_told() -> None:
 
 
 def test_report_of_a_load_that_only_failed() -> None:
-    failed = (Round.of([sample(0, 1, Outcome("overloaded"))]),)
+    failed = (Round.of(Load(rate_qps=5), [sample(0, 1, Outcome("overloaded"))]),)
     pooled = failed[0].summary
     text = load_text([LoadResult(Load(rate_qps=5), pooled, failed)], Machine.here(), {})
     assert "failures 1 of 1 (overloaded 1)" in text
