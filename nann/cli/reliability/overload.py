@@ -30,11 +30,10 @@ from nann.offline.benchmark.load import (
     Outcome,
     Sample,
     Target,
-    WaitUntil,
     closed_loop,
     open_loop,
-    precise_timer,
     throughput_qps,
+    wait_on_loop,
 )
 from nann.offline.benchmark.percentiles import LatencyBlock
 from nann.offline.benchmark.users import User, sample_users
@@ -225,10 +224,8 @@ class _Overload:
                     await stack.enter_async_context(grpc_target(url, ask, self._users, timeout_s=timeout_s))
                     for timeout_s in (deadline_s, 30.0)
                 ]
-            # Two, because the calm load begins while the last arrivals of the overload may still be sent.
-            timers = stack.enter_context(precise_timer()), stack.enter_context(precise_timer())
             before_qps = await self._capacity(patient)
-            steady = await self._calm(target, before_qps, timers[0])
+            steady = await self._calm(target, before_qps)
             calm_mib = self._resident_mib()
             with self._progress.stage("overload"):
                 clock = BusyClock(self._server.pid)
@@ -237,13 +234,15 @@ class _Overload:
                     warm_up_s=offer.warm_up_s,
                     duration_s=offer.duration_s,
                 )
-                overload = asyncio.create_task(open_loop(target, load, seed=self._seed, wait_until=timers[0]))
+                overload = asyncio.create_task(
+                    open_loop(target, load, seed=self._seed, wait_until=wait_on_loop)
+                )
                 await asyncio.sleep(offer.warm_up_s)
                 early_mib = self._resident_mib()
                 await asyncio.sleep(offer.duration_s)
                 end_mib, busy = self._resident_mib(), clock.read()
                 ended_s = time.perf_counter()
-            calm = await self._calm(target, before_qps, timers[1])
+            calm = await self._calm(target, before_qps)
             samples = await overload
             after_qps = await self._capacity(patient)
         deadline_s = offer.deadline_ms / 1e3
@@ -279,10 +278,10 @@ class _Overload:
             raise RuntimeError(f"{len(failed)} requests failed without overload, the first by {failed[0]}")
         return throughput_qps(load, samples)
 
-    async def _calm(self, target: Target, capacity_qps: float, wait_until: WaitUntil) -> list[Sample]:
+    async def _calm(self, target: Target, capacity_qps: float) -> list[Sample]:
         with self._progress.stage("calm"):
             load = Load(rate_qps=_CALM_SHARE * capacity_qps, warm_up_s=0.0, duration_s=self._offer.calm_s)
-            return await open_loop(target, load, seed=self._seed + 1, wait_until=wait_until)
+            return await open_loop(target, load, seed=self._seed + 1, wait_until=wait_on_loop)
 
     def _resident_mib(self) -> float:
         return process_figures(self._server.pid).resident_mib

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import selectors
+import time
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import TypeVar
@@ -13,7 +14,15 @@ import numpy as np
 import pytest
 from typing_extensions import override
 
-from nann.offline.benchmark.load import Load, Outcome, Sample, closed_loop, open_loop, throughput_qps
+from nann.offline.benchmark.load import (
+    Load,
+    Outcome,
+    Sample,
+    closed_loop,
+    open_loop,
+    throughput_qps,
+    wait_on_loop,
+)
 
 T = TypeVar("T")
 
@@ -230,3 +239,10 @@ def test_no_garbage_is_collected_while_any_loop_runs() -> None:
     assert len(seen) > 30
     assert not any(seen)
     assert gc.isenabled()
+
+
+async def test_the_loops_own_timers_wake_in_time() -> None:
+    for ahead_s in (-1.0, 0.0, 0.02):
+        until_s = time.perf_counter() + ahead_s
+        await asyncio.wait_for(wait_on_loop(until_s), 5)
+        assert time.perf_counter() > until_s - 0.002
