@@ -40,4 +40,5 @@ class SearchRate:
         return min(min(work, self._full_batch(cost)) * (self.seconds_per_cost or 0.0), self._batch_s)
 
     def _full_batch(self, cost: float) -> float:
+        cost = max(cost, 1.0)  # a filter that admits nothing leaves nothing to score
         return max(cost, min(cost * self._max_batch, self._batch_work_limit))

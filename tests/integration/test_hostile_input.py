@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 import pytest
 from fake_engine import FakeEngine
+from golden import load_engine
 from transports import Transports
 
 from nann.cli.reliability.artifacts import offer_damaged
@@ -40,6 +41,20 @@ async def test_no_request_is_answered_with_a_failure_of_ours(tmp_path: Path) -> 
     for answer in ("REST 200", "REST 422", "HTTP 400", "gRPC OK", "gRPC INVALID_ARGUMENT"):
         assert result.answers[answer] >= 10, result.words()
     assert result.answers["TensorProto decoded"] >= 5
+
+
+async def test_a_filter_that_admits_nothing_is_answered_with_nothing(tmp_path: Path) -> None:
+    """There is nothing to score, so that a rate by what was scored says nothing of it."""
+    nothing = {"history": [1], "filter": {"category": 999}}
+    async with Transports(tmp_path, load_engine(GOLDEN)).open() as world:
+        for body in (nothing, {"queries": [nothing, nothing]}, {"history": [1]}, nothing):
+            answer = await world.http.post("/retrieve", json=body)
+            assert answer.status_code == 200, answer.text
+            results = answer.json().get("results", [answer.json()])
+            assert all(
+                bool(result["items"]) == ("filter" not in body and "queries" not in body)
+                for result in results
+            )
 
 
 async def test_the_fuzzer_sees_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

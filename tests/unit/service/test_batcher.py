@@ -762,3 +762,18 @@ async def test_who_has_waited_to_be_read_is_refused_earlier() -> None:
     with pytest.raises(Overloaded, match="an answer takes about"):
         world.batcher.refuse(unread_s=1.3)
     world.batcher.refuse(unread_s=1.2)
+
+
+async def test_queries_without_anything_to_score_are_searched_like_others() -> None:
+    """A filter that admits nothing makes one, and it may be all that was ever asked."""
+    world = World()
+    for ask in (world.submit, world.submit, world.submit_many):  # while a rate is learnt, and by it
+        first = ask("first", cost=0)
+        call = await world.search.next_call()
+        second = ask("second", cost=0)
+        await settle()
+        assert world.batcher.has_room()
+        world.time.advance(0.1)
+        call.finish()
+        (await world.search.next_call()).finish()
+        await asyncio.gather(first, second)
