@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import Awaitable, Mapping
 from types import MappingProxyType
 from typing import cast
@@ -17,6 +18,8 @@ __all__ = ["HttpClient"]
 # Below the 1,024 files that a process may usually open; further requests wait for a connection, and
 # their wait is in their latency.
 _MAX_CONNECTIONS = 512
+# Below the 75 s after which the server closes an idle connection: none is to close as it is used again.
+_IDLE_S = 60.0
 
 
 class HttpClient:
@@ -44,7 +47,7 @@ class HttpClient:
         self._headers = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self._prefix = parts.path.rstrip("/")
         self._timeout_s = timeout_s
-        self._idle: list[_Connection] = []
+        self._idle: list[tuple[float, _Connection]] = []
         self._slots = asyncio.Semaphore(_MAX_CONNECTIONS)
 
     async def get(self, path: str) -> tuple[int, bytes]:
@@ -74,19 +77,20 @@ class HttpClient:
             connection = await self._connected()
             answer = await connection.exchange(request, self._timeout_s)
             if connection.usable:
-                self._idle.append(connection)
+                self._idle.append((time.monotonic(), connection))
             return answer
 
     async def close(self) -> None:
         """Close the idle connections."""
         while self._idle:
-            self._idle.pop().close()
+            self._idle.pop()[1].close()
 
     async def _connected(self) -> _Connection:
         while self._idle:
-            connection = self._idle.pop()
-            if connection.usable:
+            since_s, connection = self._idle.pop()
+            if connection.usable and time.monotonic() - since_s < _IDLE_S:
                 return connection
+            connection.close()
         opening: Awaitable[object] = asyncio.get_running_loop().create_connection(
             _Connection, self._host, self._port, ssl=self._tls
         )

@@ -260,6 +260,19 @@ async def test_a_server_may_close_after_an_answer(wires: list[Wire]) -> None:
     assert len(wires) == 2
 
 
+async def test_a_connection_that_was_idle_for_long_is_not_used_again(
+    wires: list[Wire], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server may be about to close it."""
+    now_s = 0.0
+    monkeypatch.setattr("nann.cli.benchmark_http.time.monotonic", lambda: now_s)
+    client = HttpClient("http://x", timeout_s=5)
+    for now_s, connections in ((0.0, 1), (59.0, 1), (118.0, 1), (178.0, 2)):
+        await client.post("/retrieve", b"whole")
+        assert len(wires) == connections
+    assert wires[0].is_closing()
+
+
 def test_only_http_addresses() -> None:
     for url in ("grpc://x", "http://", "x:80"):
         with pytest.raises(ValueError, match="http://HOST:PORT"):
