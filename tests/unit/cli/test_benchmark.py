@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -264,10 +265,10 @@ async def test_a_connection_that_was_idle_for_long_is_not_used_again(
     wires: list[Wire], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server may be about to close it."""
-    now_s = 0.0
-    monkeypatch.setattr("nann.cli.benchmark_http.time.monotonic", lambda: now_s)
+    clock = SimpleNamespace(now_s=0.0, monotonic=lambda: clock.now_s)
+    monkeypatch.setattr("nann.cli.benchmark_http.time", clock)
     client = HttpClient("http://x", timeout_s=5)
-    for now_s, connections in ((0.0, 1), (59.0, 1), (118.0, 1), (178.0, 2)):
+    for clock.now_s, connections in ((0.0, 1), (59.0, 1), (118.0, 1), (178.0, 2)):
         await client.post("/retrieve", b"whole")
         assert len(wires) == connections
     assert wires[0].is_closing()
