@@ -70,7 +70,8 @@ class Entry(Generic[P, R]):
         self.call = call
         self.position = position
         self.compat = query.compat
-        self.cost = query.cost
+        # A filter that admits nothing leaves nothing to score, and takes a lane all the same.
+        self.cost = max(query.cost, 1)
 
     @property
     def bulk(self) -> bool:

@@ -9,7 +9,7 @@ _SMOOTHING = 0.2
 
 
 class SearchRate:
-    """A lane's time for work of given cost, in items to score; 0 before anything has been measured.
+    """A lane's time for work of given cost, in items to score (1 or more); 0 before anything was measured.
 
     A batch holds at most `max_batch` queries, and more than one only while they cost `batch_work_limit`
     together at most.
@@ -24,7 +24,7 @@ class SearchRate:
 
     def learn(self, search_s: float, cost: int) -> None:
         """A batch of this cost took so long."""
-        seconds_per_cost = search_s / max(cost, 1)
+        seconds_per_cost = search_s / cost
         if self.seconds_per_cost is None:
             self.seconds_per_cost, self._batch_s = seconds_per_cost, search_s
         self.seconds_per_cost += _SMOOTHING * (seconds_per_cost - self.seconds_per_cost)
@@ -40,5 +40,4 @@ class SearchRate:
         return min(min(work, self._full_batch(cost)) * (self.seconds_per_cost or 0.0), self._batch_s)
 
     def _full_batch(self, cost: float) -> float:
-        cost = max(cost, 1.0)  # a filter that admits nothing leaves nothing to score
         return max(cost, min(cost * self._max_batch, self._batch_work_limit))

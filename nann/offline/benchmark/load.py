@@ -146,13 +146,16 @@ async def closed_loop(target: Target, load: Load, *, clock: Clock = time.perf_co
 def throughput_qps(load: Load, samples: Sequence[Sample]) -> float:
     """Answers a second to requests that `closed_loop` or `open_loop` measured; 0 for none.
 
-    A closed loop sends one request for each that comes back, so those sent in its time count. Until the last
-    answer fewer and fewer are under way: with 64 searches of 13 ms, that is 0.8 s more. An open loop sends
-    whatever comes back, and is over with its last answer.
+    Of a closed loop so many are under way at any time, and by Little's law (L = λW) as many over their mean
+    latency come back in a second. To count until its last answer would add the time in which fewer and fewer
+    are under way, and to count those sent in its time would be off by one of few large calls. An open loop
+    sends whatever comes back, and is over with its last answer.
     """
     answered = sum(sample.outcome.code == OK for sample in samples)
     if load.in_flight is not None and load.requests is None:
-        return answered / load.duration_s
+        n_failed = len(samples) - answered
+        taken_s = sum(sample.latency_s for sample in samples) + n_failed * _PAUSE_AFTER_FAILURE_S
+        return load.in_flight * answered / max(taken_s, 1e-9)
     first_s = min((sample.scheduled_s for sample in samples), default=0.0)
     last_s = max((sample.done_s for sample in samples), default=0.0)
     return answered / max(last_s - first_s, 1e-9)
@@ -234,12 +237,14 @@ def _no_collector() -> Iterator[None]:
 
 
 async def wait_on_loop(until_s: float) -> None:
-    """A `WaitUntil` over `time.perf_counter` by the event loop's own timers, which are a millisecond apart.
+    """A `WaitUntil` over `time.perf_counter` by the event loop's own timers, up to a millisecond late.
 
     It wakes one thread where `precise_timer` wakes two, four times in all: for loads of which the generator
     must take little, and whose latencies are not of a millisecond.
     """
-    await asyncio.sleep(max(0.0, until_s - time.perf_counter()))
+    # Loops round to the nearest millisecond: what is sent before its time would seem quick.
+    while (ahead_s := until_s - time.perf_counter()) > 0:  # noqa: ASYNC110  # for the time, not for anybody
+        await asyncio.sleep(max(ahead_s, 0.001))
 
 
 @contextmanager
