@@ -19,7 +19,9 @@ __all__ = ["quiet_native_log"]
 _CHATTER = re.compile(
     rb"^WARNING: All log messages before absl::InitializeLog"
     rb"|^[IWE]\d{4} [\d:.]+ +\d+ (port|cudart_stub|cuda_platform|text_format|cpu_aot_loader|cpu_feature_guard"
-    rb"|cpu_client|service|device_compiler|mlir_graph_optimization_pass|loader|reader|fingerprinting)\.cc:\d+\]"
+    rb"|cpu_client|service|device_compiler|mlir_graph_optimization_pass|dump_mlir_util|loader|reader"
+    rb"|fingerprinting)\.(cc|h):\d+\]"
+    rb"|^To enable the following instructions: .* rebuild TensorFlow"
     rb"|^E\d{4} [\d:.]+ +\d+ util\.cc:\d+\] oneDNN supports DT_HALF"
 )
 

@@ -13,6 +13,9 @@ quiet_native_log()  # the second call changes nothing
 print("from Python", file=sys.stderr)
 os.write(2, b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n")
 os.write(2, b"I0000 00:00:1795226621.113484    2234 port.cc:153] oneDNN custom operations are on.\n")
+os.write(2, b"I0000 00:00:1795226621.1    2234 device_compiler.h:208] Compiled cluster using XLA!\n")
+os.write(2, b"I0000 00:00:1795226621.1    2234 dump_mlir_util.cc:269] disabling MLIR crash reproducer\n")
+os.write(2, b"To enable the following instructions: AVX2 FMA, rebuild TensorFlow with the flags.\n")
 os.write(2, b"E0000 00:00:1795226621.113484    2234 real_trouble.cc:1] the device is on fire\n")
 os.write(2, b"last native line\n")
 os.close(2)  # the end of the pipe: everything before it has been forwarded when the thread is done
